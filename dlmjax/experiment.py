@@ -32,10 +32,10 @@ from dlmjax.fields import MOST_LOOPS
 from dlmjax.models import Execution, ModelSpec, TrainableNetwork, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.families import own_module
-from dlmjax.models.layout import SINGLE
+from dlmjax.models.layout import SINGLE, Layout
 from dlmjax.models.masks import Annealed
 from dlmjax.module_file import ModuleFile
-from dlmjax.parallel import Partition, make_mesh
+from dlmjax.parallel import UNPLACED, Partition, Placement, make_mesh
 from dlmjax.training import Hyperparameters, OptimizerSpec, abstract_state, build_optimizer, hyperparameters_of
 from dlmjax.workdir import claim_workdir as claim_workdir
 from dlmjax.workdir import embedding_of as embedding_of
@@ -77,6 +77,7 @@ class Experiment:
     trained: "Experiment | None" = None  # that of the training, where a process was chosen
     rows: SupervisedRows | None = None
     trained_loops: int | None = None  # where the network runs its looped layers another number of times than in training
+    canvas_layout: Layout = SINGLE  # a `CanvasPartition` where rows of canvases are split over the mesh
 
     def loss_fn(self, params: dict, batch: dict, key: jax.Array, progress: jax.Array | None = None) -> tuple[jax.Array, dict]:
         """(sum of nats over the batch, loss terms), for `make_train_step`; progress: see `Objective`."""
@@ -205,6 +206,11 @@ class Experiment:
     def unpartitioned(self) -> TrainableNetwork:
         """The same network without sharding constraints: for canvases, whose few rows need not be divisible by the devices."""
         return dataclasses.replace(self.network, layout=SINGLE)
+
+    @property
+    def for_canvases(self) -> TrainableNetwork:
+        """The network that samples: where `open_run` was given a mesh, on that mesh; elsewhere `unpartitioned`."""
+        return dataclasses.replace(self.network, layout=self.canvas_layout)
 
     @property
     def any_length(self) -> "Experiment":
@@ -487,24 +493,29 @@ class OpenedRun(Protocol):
 
 
 def open_experiment(
-    workdir: str, *, trust_code: bool = False, module: ModuleFile | None = None, loops: int | None = None, process: str | None = None
+    workdir: str,
+    *,
+    trust_code: bool = False,
+    module: ModuleFile | None = None,
+    loops: int | None = None,
+    process: str | None = None,
+    placement: Placement = UNPLACED,
 ) -> Experiment:
     """The experiment of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
-    Args:
-      trust_code: whether the workdir's Python file of a network of one's own may be run.
-      module: a file to run in its place.
+      trust_code: whether the workdir's Python file of a network of one's own may be run.  module: a file to run in its place.
       loops: how often looped layers are run; None = as in training.
-      process: another process for the same weights, as in `process.name`; None = that of the run's last phase.
+      process: another one for the same weights; None = that of the run's last phase.  placement: mesh and type of the weights.
 
-    Raises InputError: not a workdir; a file that is damaged, or that belongs to another run than the checkpoints; a network of one's own,
-      and neither `trust_code` nor `module`; `loops` for a network without looped layers; a process that the weights do not fit.
+    Raises InputError: not a workdir; a file that is damaged or of another run than the checkpoints; a network of one's own without
+      `trust_code` or `module`; loops, a process or a placement that the weights do not fit.
     """
     root = pathlib.Path(workdir)
     meta = newest_meta(root)
     config, inputs = stored_config(root, meta), stored_inputs(root, meta)
     with config.unlocked():
-        config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
+        config.mesh.update(placement.sizes(jax.device_count()))
+        config.execution.dtype = placement.dtype or config.execution.dtype
         if not runs_on(config.execution.attention, config.execution.dtype, jax.default_backend()):
             config.execution.attention = "dense"
     if (named := own_module(config.model.family)) and module is None:
@@ -523,7 +534,7 @@ def open_experiment(
     found = _assembled(config, tokenizer, None, counts_V, embedding_VE, module if named else None)
     if process is not None:
         found = _with_process(found, process, counts_V)
-    return found if loops is None else found.with_loops(loops)
+    return placement.placed(found if loops is None else found.with_loops(loops))
 
 
 def _with_process(experiment: Experiment, text: str, counts_V: Any) -> Experiment:
@@ -548,17 +559,6 @@ def _with_process(experiment: Experiment, text: str, counts_V: Any) -> Experimen
     elif network.spec.shift and process.attention.sequential and not process.attention.shifted:
         raise InputError(f"--process {text} conflicts with model.family={config.model.family}, which predicts from the position before")
     return dataclasses.replace(experiment._during(Objective(process)), chosen_process=text, trained=experiment)
-
-
-def require_family(workdir: str) -> None:
-    """Raises InputError: the network of a run is one of its own, which no other code base can load; nothing of it is run."""
-    root = pathlib.Path(workdir)
-    family = stored_config(root, newest_meta(root)).model.family
-    if own_module(family):
-        raise InputError(
-            f"{root} has a network of its own, model.family={family}, and an export requires one of a family (dlmjax train --help-config); "
-            "read its parameters in Python: dlmjax.open_run(DIR, trust_code=True).params"
-        )
 
 
 def kept(experiment: Experiment, weights: str) -> str:

@@ -86,6 +86,9 @@ def wholes(least: int = 1, most: int = MOST) -> Callable[[str], tuple[int, ...]]
     return read
 
 
+WEIGHT_TYPES = ("float32", "bfloat16")  # of an opened run; see `parallel.placement`
+
+
 def text(value: str) -> str:
     """Any text that can be written as UTF-8, the empty one too."""
     _check_utf8(value)

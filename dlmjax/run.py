@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from dlmjax import checks, choices
 from dlmjax.cluster.host import make_ready
+from dlmjax.cluster.start import make_room
 from dlmjax.data import Tokenizer
 from dlmjax.data.supervised import pads_of
 from dlmjax.diffusion import Process, hint_of
@@ -36,8 +37,11 @@ from dlmjax.evaluation.continuations import encode_pairs, question_number, score
 from dlmjax.experiment import Experiment, kept, open_experiment
 from dlmjax.files import brief
 from dlmjax.module_file import ModuleFile
-from dlmjax.parallel.arrays import device_get, device_put, replicated_like
+from dlmjax.parallel import Placement
+from dlmjax.parallel.arrays import device_get
+from dlmjax.parallel.placement import record_of
 from dlmjax.sampling import Canvas, Samples, SampleSettings, build_canvas, sampler_for, suppressed_ids
+from dlmjax.sampling.placement import CanvasRows
 from dlmjax.sampling.text import text_of
 from dlmjax.seeds import check_seed
 from dlmjax.training import Checkpoints
@@ -95,6 +99,11 @@ class Run:
         """Ids that end a text: the end of document, and those of the tail that the run was trained with behind it."""
         first, pads = self.tokenizer.vocab_size, pads_of(self.experiment.config.data.tail)
         return () if self.tokenizer.eos_id is None else (int(self.tokenizer.eos_id), *range(first, first + pads))
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """For a record: the mesh and the type that `open_run` was given; empty where it was given none."""
+        return record_of(self.experiment, self.params)
 
     # --- text ---------------------------------------------------------------------------------------------------------------
 
@@ -162,7 +171,7 @@ class Run:
 
     def _make_sampler(self, how: SampleSettings, stride: int | None, ends: bool) -> Any:
         options = {"window": self.experiment.config.data.length, "eos_id": self.tokenizer.eos_id if ends else None}
-        return sampler_for(self.process, self.experiment.unpartitioned, how, stride=stride, tokenizer=self.tokenizer, **options)
+        return sampler_for(self.process, self.experiment.for_canvases, how, stride=stride, tokenizer=self.tokenizer, **options)
 
     @names_arguments()
     def sample_settings(self, **values: Any) -> SampleSettings:
@@ -275,9 +284,10 @@ class Run:
         t_BL = self._times(t, state.shape[:2], process)
         if "logits" not in self._compiled:
             self._compiled["logits"] = jax.jit(self._logits, static_argnames="vectors")
-        sharding = replicated_like(self.params)
-        arrays = (device_put(array, sharding) for array in (state, t_BL))
-        logits_BLV = device_get(self._compiled["logits"](self.params, *arrays, jax.random.key(seed), vectors=vectors))
+        rows = CanvasRows(self.experiment.canvas_layout)
+        last = np.minimum(np.arange(rows.batch(len(state))), len(state) - 1)  # copies of the last row pad the batch to the mesh
+        arrays = rows.put((state[last], t_BL[last]), len(last), self.params)
+        logits_BLV = device_get(self._compiled["logits"](self.params, *arrays, jax.random.key(seed), vectors=vectors))[: len(state)]
         return logits_BLV[0] if single else logits_BLV
 
     def _checked(self, state: np.ndarray, vectors: bool) -> np.ndarray:
@@ -324,7 +334,7 @@ class Run:
             z = process.states.of_tokens(state)  # noisy blocks beside the text that later blocks read
         elif process.attention.causal or (process.states.dim and not vectors):
             z = process.corrupt(row_keys(key, jnp.arange(rows)), state, t_BL)
-        network = self.experiment.any_length.unpartitioned
+        network = self.experiment.any_length.for_canvases
         denoiser, time_BL = network.bind(params, segments_BL, positions_BL, process.attention), process.time_embedding_input(t_BL)
         hints = ()
         if network.self_condition:
@@ -352,6 +362,8 @@ def open_run(
     module: ModuleFile | None = None,
     loops: int | None = None,
     process: str | None = None,
+    mesh: str | Mapping[str, int] | None = None,
+    dtype: str | None = None,
 ) -> Run:
     """Opens the newest (or the given) checkpoint of a workdir on the devices at hand, whatever mesh it was trained on.
 
@@ -366,19 +378,26 @@ def open_run(
       module: a file to run in its place, `dlmjax.module_file.ModuleFile`.
       loops: how often the looped layers of the network are run (`qwen3(loops=2)`); None = as in training.
       process: another process for the same weights, as in `process.name`: "autoregressive", "blocks(size=16)"; None = the run's last one.
+      mesh: sizes of the axes over which all devices are split, "data=2,fsdp=4" or a dict: data and fsdp split the rows of
+        canvases, fsdp and tensor the weights, which are read into their shards; None: weights and canvases whole on each device.
+      dtype: "bfloat16": weights are rounded to it as they are read, and layers compute in it; norms and biases stay float32. None: as in
+        training, with float32 weights.
 
     Raises:
       InputError: not a workdir, no whole checkpoint, other weights, a network of one's own that nobody has said to trust, `loops` for a
-        network without looped layers, a process that the weights do not fit.
+        network without looped layers, a process that the weights do not fit; a mesh that does not fit the devices or the weights.
     """
+    if mesh is not None:
+        make_room(alone=True)  # before a device is used
+    placement = Placement.of(mesh, dtype)
     if weights not in ("ema", "raw"):
         raise InputError(f'weights is {weights!r:.60}; give "ema", the average, or "raw", those of the last step')
     root = pathlib.Path(workdir)
     make_ready(root)
-    experiment = open_experiment(str(root), trust_code=trust_code, module=module, loops=loops, process=process)
+    experiment = open_experiment(str(root), trust_code=trust_code, module=module, loops=loops, process=process, placement=placement)
     weights = kept(experiment, weights)
     name = {"ema": "ema", "raw": "params"}[weights]
-    asked = {name: experiment.abstract_state()[name]}
+    asked = {name: placement.converted(experiment, experiment.abstract_state()[name])}
     with Checkpoints(root / "checkpoints") as checkpoints:
-        state, meta = checkpoints.restore(asked, step)
+        state, meta = checkpoints.restore(asked, step, converts=dtype is not None)
     return Run(experiment, state[name], meta["step"], weights, root)

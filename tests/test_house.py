@@ -45,6 +45,7 @@ MANY_PARAMETERS = {
     "dlmjax/harness/adapter.py": {"Adapter.__init__"},
     "dlmjax/interop/export.py": {"export"},
     "dlmjax/quality/generated.py": {"steps_curve"},
+    "dlmjax/run.py": {"open_run"},
     "dlmjax/training/step.py": {"make_train_step"},
 }
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dlmjax import checks, flags
-from dlmjax.cli.run_flags import add_draft, add_rule, add_run, check_rule, check_stop
+from dlmjax.cli.run_flags import add_draft, add_placement, add_rule, add_run, check_rule, check_stop
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, make_folder, write_atomically
 from dlmjax.quadrature import MOST_CALLS, NODES
@@ -30,6 +30,7 @@ RESULTS = "results.json"
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     add_run(command)
+    add_placement(command)
     add = command.add_argument
     add("--tasks", nargs="+", required=True, metavar="TASK", help="names of tasks or groups, such as blimp or lambada_openai,gsm8k")
     add("--include-path", type=flags.input_folder, metavar="DIR", help="folder of further task files (.yaml)")
@@ -102,6 +103,8 @@ def run(arguments: argparse.Namespace, _) -> None:
         arguments.step,
         trust_code=arguments.trust_code,
         process=arguments.process,
+        mesh=arguments.mesh,
+        dtype=arguments.dtype,
         **{name: getattr(arguments, name) for name in options},
     )
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlmjax import flags
 from dlmjax.cli import frontier, repair
-from dlmjax.cli.run_flags import add_data, add_run, add_sampling, open_arguments, sample_settings
+from dlmjax.cli.run_flags import add_data, add_placement, add_run, add_sampling, open_arguments, sample_settings
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, write_atomically, write_json
 
@@ -22,6 +22,7 @@ HELP = "quality of generated text against steps: generative perplexity, entropy,
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     add_run(command)
+    add_placement(command)
     add = command.add_argument
     add("--scorer", type=flags.input_folder, metavar="HF_DIR", help="directory of a Hugging Face causal language model as scorer (none)")
     add("--scorer-workdir", type=flags.input_folder, metavar="AR_RUN", help="workdir of an autoregressive run as scorer (none)")
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     opened = open_arguments(arguments)
     experiment = opened.experiment
     origin = {"workdir": str(arguments.workdir), "step": opened.step, "weights": opened.weights, "process": experiment.process.name}
+    origin |= opened.placement
     origin["length"] = arguments.length or experiment.config.data.length
     if arguments.search is not None and (arguments.latency or arguments.frontier is not None or arguments.repair is not None):
         raise InputError("--search conflicts with --latency, --frontier and --repair, which measure one sampler; leave it out")

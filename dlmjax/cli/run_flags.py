@@ -31,7 +31,17 @@ def open_arguments(arguments: argparse.Namespace) -> Run:
     from dlmjax.run import open_run
 
     named = {name: getattr(arguments, name) for name in ("weights", "step", "trust_code", "process")}
-    return open_run(arguments.workdir, loops=getattr(arguments, "loops", None), **named)
+    placed = {name: getattr(arguments, name, None) for name in ("mesh", "dtype")}
+    return open_run(arguments.workdir, loops=getattr(arguments, "loops", None), **placed, **named)
+
+
+def add_placement(command: argparse.ArgumentParser) -> None:
+    """`--mesh` and `--dtype`, which `open_arguments` reads."""
+    add = command.add_argument
+    what = "sizes of the mesh of all devices, as in data=2,fsdp=4: data and fsdp split the rows of canvases, fsdp and tensor the weights"
+    add("--mesh", metavar="SIZES", help=f"{what} (everything whole on each device)")
+    what = "type of weights and layers; bfloat16: weights are rounded as they are read, norms and biases are not"
+    add("--dtype", choices=flags.WEIGHT_TYPES, help=f"{what} (weights float32, layers as in training)")
 
 
 def add_loops(command: argparse.ArgumentParser) -> None:

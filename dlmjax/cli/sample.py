@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from dlmjax import flags
-from dlmjax.cli.run_flags import add_grow, add_loops, add_run, add_sampling, open_arguments, sample_values
+from dlmjax.cli.run_flags import add_grow, add_loops, add_placement, add_run, add_sampling, open_arguments, sample_values
 from dlmjax.errors import InputError
 from dlmjax.files import write_json
 
@@ -16,6 +16,7 @@ HELP = "text sampled from a run: free, with a prompt, infilled, from a template 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     add_run(command)
+    add_placement(command)
     add_loops(command)
     add = command.add_argument
     add("--prompt", type=flags.text, default="", help="text at the start of the canvas, which conditions the sample (none)")
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace, _) -> None:
         print(f"note: {result.advice}", file=sys.stderr, flush=True)
     if arguments.json:
         origin = {"step": opened.step, "weights": opened.weights, "workdir": str(arguments.workdir)}
+        origin |= opened.placement
         origin |= {"loops": loops} if (loops := opened.experiment.loops) else {}
         origin |= {"chosen_process": chosen} if (chosen := opened.experiment.chosen_process) else {}
         origin |= {"guide_sha256": guide_sha256(result.settings)} if result.settings.guide else {}

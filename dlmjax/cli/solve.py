@@ -3,7 +3,7 @@
 import argparse
 
 from dlmjax import flags
-from dlmjax.cli.run_flags import add_run, add_sampling, open_arguments, sample_settings
+from dlmjax.cli.run_flags import add_placement, add_run, add_sampling, open_arguments, sample_settings
 from dlmjax.files import read_lines, write_json
 
 HELP = "share of puzzles that a run solves, checked by the rules"
@@ -12,6 +12,7 @@ HELP = "share of puzzles that a run solves, checked by the rules"
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     add_run(command)
+    add_placement(command)
     add = command.add_argument
     add("--input", type=flags.input_file, required=True, metavar="FILE.txt", help="puzzles, as `dlmjax puzzles` writes them")
     add("--in-place", action="store_true", help="sudoku: clue at its cells of the board; runs trained on `puzzles --answers-only` (off)")
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     how = {"in_place": arguments.in_place, "seed": arguments.seed}
     searched = {} if arguments.search is None else {"search": arguments.search}
     made = solve(opened, found, settings, batch=arguments.batch, **how, **searched)
-    report = {"workdir": str(arguments.workdir), "input": arguments.input, **solving_report(opened, found, made, **how)}
+    report = {"workdir": str(arguments.workdir), **opened.placement, "input": arguments.input, **solving_report(opened, found, made, **how)}
     low, high = report["solved_rate_95"]
     print(
         f"{report['puzzle']}: {report['solved']} of {report['puzzles']} solved = {report['solved_rate']:.3f} ± "

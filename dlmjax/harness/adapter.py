@@ -70,7 +70,7 @@ class Model:
         experiment = run.experiment.any_length
         layout = {"put_batch": experiment.partition.put_batch, "ways": experiment.partition.ways("batch")}
         network, length = experiment.network, experiment.config.data.length
-        return cls(experiment.process, experiment.unpartitioned, network.bind, run.params, experiment.tokenizer, length, name, **layout)
+        return cls(experiment.process, experiment.for_canvases, network.bind, run.params, experiment.tokenizer, length, name, **layout)
 
 
 class Adapter(LM):
@@ -235,7 +235,7 @@ class DlmJax(Adapter):
     """The model `dlmjax` of lm-eval: `--model_args workdir=DIR,draws=128,...`; see `Adapter` for the other values.
 
     weights: "ema" or "raw".  step: step of the checkpoint; default: the newest.  batch_size: lm-eval's own flag, for `batch`.
-    trust_code: whether the Python file of a network of one's own may be run.  process: another one for the same weights, see `open_run`.
+    trust_code: whether the Python file of a network of one's own may be run.  process, mesh, dtype: see `open_run`.
     device, max_batch_size: lm-eval passes them in any case ("cuda:0"); they have no effect, jax chooses the devices.
 
     Raises InputError: an unknown value; what `open_run` refuses.
@@ -253,7 +253,7 @@ class DlmJax(Adapter):
         **options: Any,
     ):
         del max_batch_size, device
-        process = options.pop("process", None)
+        opened = {name: options.pop(name, None) for name in ("process", "mesh", "dtype")}
         known = (
             "draws",
             "nodes",
@@ -271,11 +271,13 @@ class DlmJax(Adapter):
         )
         if unknown := sorted(options.keys() - set(known)):
             raise InputError(
-                f"model_args has no value {', '.join(unknown)}; choose from workdir, weights, step, trust_code, process, {', '.join(known)}"
+                f"model_args has no value {', '.join(unknown)}; choose from workdir, weights, step, trust_code, process, mesh, dtype, "
+                f"{', '.join(known)}"
             )
         if batch_size is not None and str(batch_size).isdigit():
             options.setdefault("batch", int(batch_size))
-        run = open_run(str(workdir), weights=weights, step=step, trust_code=trust_code is True, process=process)
+        run = open_run(str(workdir), weights=weights, step=step, trust_code=trust_code is True, **opened)
         if options.get("rule") is not None:
             options["rule"] = run.rule_text(options["rule"])
-        super().__init__(Model.of_run(run, f"{workdir}, step {run.step}, {run.weights} weights"), **options)
+        placed = "".join(f", {name} {value}" for name, value in run.placement.items())
+        super().__init__(Model.of_run(run, f"{workdir}, step {run.step}, {run.weights} weights{placed}"), **options)

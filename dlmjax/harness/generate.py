@@ -88,8 +88,7 @@ class RaggedCanvas(Canvas):
 class Generator:
     """Continues prompts with one process and network.  Compiles on first use, once for each width and `Decoding`; keep the object.
 
-    network: a `models.Network` on one device.  longest: most tokens of prompt and text together, the training length.  batch: prompts in a
-    batch.
+    network: a `models.Network`.  longest: most tokens of prompt and text together, the training length.  batch: prompts in a batch.
     """
 
     def __init__(self, process, network, tokenizer, *, longest: int, batch: int = 8, seed: int = 0):
@@ -203,8 +202,9 @@ class Generator:
                 self._samplers[settings] = BlockSampler(self.process, self.network, settings, eos_id=self.tokenizer.eos_id)
             else:
                 hints = self.network.self_condition
+                how = {"self_condition": hints, "layout": self.network.layout}
                 make = Sampler if settings.draft is None else DraftingSampler
-                self._samplers[settings] = make(self.process, self.network.bind, settings, self_condition=hints)
+                self._samplers[settings] = make(self.process, self.network.bind, settings, **how)
         return self._samplers[settings]
 
     def _text(self, generated_G: np.ndarray, until: tuple[str, ...]) -> tuple[str, bool]:

@@ -36,8 +36,10 @@ from dlmjax.interop.safetensors import Tensor, write_sharded
 from dlmjax.interop.tokenizer_files import write_tokenizer
 from dlmjax.interop.views import Exported, View, VocabularyRows, view_of
 from dlmjax.models import ModelSpec
+from dlmjax.models.families import own_module
 from dlmjax.parallel.arrays import device_get
 from dlmjax.training import Checkpoints
+from dlmjax.workdir import newest_meta, stored_config
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -79,7 +81,7 @@ def export(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     _check_target(target, overwrite)
-    experiment_lib.require_family(workdir)
+    _require_family(workdir)
     experiment = experiment_lib.open_experiment(workdir, process=process)
     model = Exported(experiment.network.spec, experiment.process, experiment.tokenizer, experiment.config.data.length)
     chosen = view_of(view, model)
@@ -218,6 +220,17 @@ def _write_texts(stage: pathlib.Path, view: View, model: Exported, rows: Vocabul
         return write_tokenizer(model.tokenizer, stage, model.length, rows.mask_id)
     save_tokenizer(model.tokenizer, stage / OUR_TOKENIZER)  # with the ids of these files, for `dlmjax import`
     return write_tokenizer(model.tokenizer, stage, model.length)
+
+
+def _require_family(workdir: str) -> None:
+    """Raises InputError: the network of a run is one of its own, which no other code base can load; nothing of it is run."""
+    root = pathlib.Path(workdir)
+    family = stored_config(root, newest_meta(root)).model.family
+    if own_module(family):
+        raise InputError(
+            f"{root} has a network of its own, model.family={family}, and an export requires one of a family (dlmjax train --help-config); "
+            "read its parameters in Python: dlmjax.open_run(DIR, trust_code=True).params"
+        )
 
 
 def _check_target(target: pathlib.Path, overwrite: bool) -> None:

@@ -28,6 +28,8 @@ from dlmjax.models.layers import rotary_tables
 from dlmjax.models.masks import within
 from dlmjax.models.time_signal import TimeSignal
 
+KEPT_AXES = ("batch", None, "kv_heads", None)  # of the keys or values of one layer
+
 
 class Cache(NamedTuple):
     """Keys and values of each run of a layer, in the compute type; entries outside the mask are never read."""
@@ -40,7 +42,7 @@ def empty_cache(network: Network, rows: int, length: int) -> Cache:
     """Buffers for `rows` rows of `length` positions."""
     spec = network.spec
     shape = (spec.effective_depth, rows, length, spec.kv_heads, spec.head_dim)
-    return Cache(*(jnp.zeros(shape, network.execution.dtype) for _ in range(2)))
+    return Cache(*(network.layout.constrain(jnp.zeros(shape, network.execution.dtype), (None, *KEPT_AXES)) for _ in range(2)))
 
 
 def bind_cached(network: Network, params: dict, cache: Cache, start: Any, size: int, mask: Any) -> CachedDenoiser:
@@ -79,8 +81,8 @@ def _require_pieces(network: Network, length: int, how: str) -> None:
         raise InputError(f"model.family with shift=true cannot be read {how}: the state for a block's first token is not in it")
     if network.spec.context and length > network.spec.context:
         raise InputError(f"rows of {length} tokens, but this family has learned positions for {network.spec.context}")
-    if network.layout.mesh is not None:
-        raise InputError(f"a network placed on a mesh cannot be read {how}; use the same network on one device")
+    if not network.layout.flat:
+        raise InputError(f"a network on a mesh that splits the length of rows cannot be read {how}; use a mesh with sequence=1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,8 @@ class CachedDenoiser(Denoiser):
             written = []
 
             def attend(q_BSHK: Array, k_BSGK: Array, v_BSGK: Array) -> Array:
-                written.append(Cache(*(_write(buffer, new, self.start) for buffer, new in zip(before, (k_BSGK, v_BSGK), strict=True))))
+                kept = (_write(buffer, new, self.start) for buffer, new in zip(before, (k_BSGK, v_BSGK), strict=True))
+                written.append(Cache(*(self.network.layout.constrain(buffer, KEPT_AXES) for buffer in kept)))
                 return attend_to(q_BSHK, *written[-1], allowed_SM)
 
             x = transformer_layer(self.network, attend, rotary, time, rows.segments_BL.shape, x, weights, None)

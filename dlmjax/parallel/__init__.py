@@ -2,6 +2,7 @@
 
 from dlmjax.cluster.agree import Agreement, any_process, refused_together
 from dlmjax.parallel.mesh import make_mesh
+from dlmjax.parallel.placement import UNPLACED, Placement
 from dlmjax.parallel.sharding import RULES, Partition
 
-__all__ = ["RULES", "Agreement", "Partition", "any_process", "make_mesh", "refused_together"]
+__all__ = ["RULES", "UNPLACED", "Agreement", "Partition", "Placement", "any_process", "make_mesh", "refused_together"]

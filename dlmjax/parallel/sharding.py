@@ -190,6 +190,21 @@ class Partition:
 
 
 @dataclasses.dataclass(frozen=True)
+class CanvasPartition(Partition):
+    """The table for canvases, whose rows have any length: what splits the length of training rows in the head alone splits nothing.
+
+    one_row: inside a `vmap` over the rows, whose axis is split by its `spmd_axis_name`: the batch of one row that is left is whole.
+    """
+
+    one_row: bool = False
+
+    def mesh_axes(self, axis: str | tuple[str, ...]) -> tuple[str, ...]:
+        """See `Partition.mesh_axes`."""
+        whole = ("head_length", "batch", "row") if self.one_row else ("head_length",)
+        return super().mesh_axes(tuple(name for name in ((axis,) if isinstance(axis, str) else axis) if name not in whole))
+
+
+@dataclasses.dataclass(frozen=True)
 class _OnPaper(Partition):
     mesh: jax.sharding.AbstractMesh
     platform: str = "cpu"

@@ -89,7 +89,7 @@ def entries_of(run: Run, texts: Sequence[str], base: SampleSettings, steps: Sequ
             found.append(dataclasses.replace(own, steps=number))
     found = list(dict.fromkeys(found))
     for settings in found:
-        sampler_for(run.experiment.process, run.experiment.unpartitioned, settings)
+        sampler_for(run.experiment.process, run.experiment.for_canvases, settings)
     return found
 
 
@@ -216,7 +216,7 @@ def samples_of(
     log: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Samples `count` texts of each entry, with the same seeds, and measures them; batches of the entries take turns."""
-    samplers = [sampler_for(run.experiment.process, run.experiment.unpartitioned, entry) for entry in entries]
+    samplers = [sampler_for(run.experiment.process, run.experiment.for_canvases, entry) for entry in entries]
     canvas, made = blank_canvas(length, min(batch, count)), [_Made() for _ in entries]
     for entry, sampler in zip(entries, samplers, strict=True):
         log(f"compiling {label_of(entry)}")

@@ -59,7 +59,7 @@ def make_texts(
     search: each text is the chosen one of several, see `sampling.search`; None = no search.
     Raises InputError: settings that the process does not support.
     """
-    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings, tokenizer=run.experiment.tokenizer)
+    sampler = sampler_for(run.experiment.process, run.experiment.for_canvases, settings, tokenizer=run.experiment.tokenizer)
     sample = sampler.sample if search is None else searcher(search, run, sampler).texts
     canvas, batches = blank_canvas(length, min(batch, count)), -(-count // batch)
     found: list[Samples] = []

@@ -80,7 +80,7 @@ def ways_of(
     """
     if min(*steps, *blocks, length) < 1:
         raise InputError("steps, blocks and length of a latency grid must be at least 1")
-    experiment, network = run.experiment, run.experiment.unpartitioned
+    experiment, network = run.experiment, run.experiment.for_canvases
     process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
     cache, draft = settings.cache, settings.draft
     settings = dataclasses.replace(settings, cache=False, draft=None, suppressed_ids=suppressed_ids(experiment.tokenizer, process.vocab))

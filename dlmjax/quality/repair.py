@@ -86,7 +86,7 @@ def way_of(run: Run, text: str, base: SampleSettings) -> Way:
     else:
         corrects, parts = True, [head, *parts]
     settings = parse_entry("; ".join(parts), base, "--by")
-    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings, tokenizer=run.experiment.tokenizer)
+    sampler = sampler_for(run.experiment.process, run.experiment.for_canvases, settings, tokenizer=run.experiment.tokenizer)
     rule = settings.make_rule()
     if not isinstance(sampler, Sampler) or sampler.causal:
         raise InputError(f"--repair requires a process whose whole text is sampled at once, not {run.experiment.process.name}")
@@ -118,7 +118,7 @@ def plant(run: Run, right_NL: Int[np.ndarray, "N L"], count: int, *, kind: str =
     asked_NL = np.zeros(right_NL.shape, bool)
     np.put_along_axis(asked_NL, order_NL[:, : min(length, DRAWN_FOR_EACH * count)], True, axis=1)
     settings = run.sample_settings(steps=1)
-    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings, tokenizer=run.experiment.tokenizer)
+    sampler = sampler_for(run.experiment.process, run.experiment.for_canvases, settings, tokenizer=run.experiment.tokenizer)
     made = []
     for number, first in enumerate(range(0, rows, batch)):
         part = slice(first, first + batch)
@@ -133,7 +133,7 @@ def plant(run: Run, right_NL: Int[np.ndarray, "N L"], count: int, *, kind: str =
 
 def repair(run: Run, way: Way, planted: Planted, *, batch: int = 16, seed: int = 0) -> dict[str, Any]:
     """What a way makes of planted rows, as plain JSON: shares with their s.e. over rows, at the end and after each step (`rounds`)."""
-    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, way.settings, tokenizer=run.experiment.tokenizer)
+    sampler = sampler_for(run.experiment.process, run.experiment.for_canvases, way.settings, tokenizer=run.experiment.tokenizer)
     counts, calls = [], []
     for number, first in enumerate(range(0, len(planted.right_NL), batch)):
         part = slice(first, first + batch)

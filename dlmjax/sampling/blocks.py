@@ -69,7 +69,7 @@ class BlockSampler(PieceSampler):
     """Appends blocks of `size` tokens, each conditional on the finished ones.
 
     process: "blocks" with any noise (its block size), an autoregressive process (size 1), or any masked process whose network was trained
-      under `BlockCausal(size)`.  network: a `models.TrainableNetwork` on one device.
+      under `BlockCausal(size)`.  network: a `models.TrainableNetwork`, on one device or a mesh.
     eos_id: token that ends a row; None = rows end with the canvas.
     cached: False reads the whole row at every call and gives the same tokens; tests compare the buffers with it.
     """
@@ -90,7 +90,8 @@ class BlockSampler(PieceSampler):
         rule = settings.make_rule()
         if rule is not None and rule.shadows:
             raise InputError(f"rule {rule.name} requires a network that reads the whole canvas, not block by block; use another rule")
-        self.inner = Sampler(inner, self._bind, settings, self_condition=network.self_condition and not self.causal)
+        hints = network.self_condition and not self.causal
+        self.inner = Sampler(inner, self._bind, settings, self_condition=hints, layout=network.layout)
         self._mask = BlockCausal(self.size, offset=int(self.seeded))
         self._text_mask = Causal() if self.seeded else self._mask  # of finished text
         self._first = self._sampler_of_seeds(settings) if self.seeded else None
@@ -103,7 +104,8 @@ class BlockSampler(PieceSampler):
             raise InputError("process blocks with seeded=True has no output without its prompt for the first tokens; leave guidance at 0")
         plain = dataclasses.replace(SampleSettings(), steps=1, rule="left_to_right")
         kept = {name: getattr(settings, name) for name in ("temperature", "top_p", "suppressed_ids", "eos", "end_ids")}
-        return Sampler(self.process.capabilities.seeds, self._bind_first, dataclasses.replace(plain, **kept))
+        settings = dataclasses.replace(plain, **kept)
+        return Sampler(self.process.capabilities.seeds, self._bind_first, settings, layout=self.network.layout)
 
     # --- the network, bound to a block for the inner sampler, and the reads that fill the buffers ------------------------------
 
@@ -141,13 +143,16 @@ class BlockSampler(PieceSampler):
 
     def _unprompted(self, run, out_axis: int, params, cache: Cache, start, prompt_B, *arrays_BS):
         """run(denoiser, *arrays) of each row, under a mask in which no later position attends to the first `prompt_B` positions."""
+        network, split = self.network, self.inner.rows.axes
+        if network.layout.mesh is not None:
+            network = dataclasses.replace(network, layout=dataclasses.replace(network.layout, one_row=True))
 
         def row(cache: Cache, prompt, *arrays_S):
             one = Cache(*(buffer[:, None] for buffer in cache))
-            piece = bind_cached(self.network, params, one, start, arrays_S[0].shape[0], _PromptSeparatedMask(self._mask, prompt))
+            piece = bind_cached(network, params, one, start, arrays_S[0].shape[0], _PromptSeparatedMask(self._mask, prompt))
             return run(piece, *(array_S[None] for array_S in arrays_S))
 
-        return jax.vmap(row, (1, 0, *(0 for _ in arrays_BS)), out_axis)(cache, prompt_B, *arrays_BS)
+        return jax.vmap(row, (1, 0, *(0 for _ in arrays_BS)), out_axis, spmd_axis_name=split)(cache, prompt_B, *arrays_BS)
 
     def _whole_row(self, params, read_BL, t_BL, prompt_B=0):
         """Hidden states of all positions, without buffers; the first `prompt_B` positions of each row are a separate document."""
@@ -212,7 +217,8 @@ class BlockSampler(PieceSampler):
             return [cache, hidden_BLD[:, starts[0]][:, None]], Counts.of_call(length + 1)
         streams = 2 if self.settings.guidance else 1
         caches = [empty_cache(self.network, *canvas_state.tokens_BL.shape) if self.network.caches else None for _ in range(streams)]
-        if not self.cached or not starts or not (canvas_state.condition_mask_BL.any() if self.causal else starts[0]):
+        prompted = canvas_state.condition_mask_BL[~canvas_state.ended_B].any()
+        if not self.cached or not starts or not (prompted if self.causal else starts[0]):
             return caches, Counts()
         # The buffers without the prompt stay empty.
         read_BL = self._read(canvas_state)
@@ -266,9 +272,9 @@ class BlockSampler(PieceSampler):
 def sampler_for(
     process, network, settings: SampleSettings, *, stride: int | None = None, window: int = 0, eos_id: int | None = None, tokenizer=None
 ) -> Sampler | BlockSampler | CachedSampler | StrideSampler:
-    """The sampler of a process, for a network on one device: in blocks where the process has blocks or is causal, with a sliding window
-    where `stride` is set, with reused keys and values where `settings.cache` names a policy, otherwise the whole canvas at once (`eos_id`
-    must then be None), with `settings.draft` several steps a call.
+    """The sampler of a process, for a network on one device or a mesh: in blocks where the process has blocks or is causal, with a sliding
+    window where `stride` is set, with reused keys and values where `settings.cache` names a policy, otherwise the whole canvas at once
+    (`eos_id` must then be None), with `settings.draft` several steps a call.
 
     stride, window: step and length of the sliding window, tokens.  eos_id: token that ends a row.
     tokenizer: of the run, for `settings.regex`.
@@ -276,7 +282,7 @@ def sampler_for(
     if settings.grow:
         if stride is not None or eos_id is not None:
             raise InputError(f"grow {settings.grow} decides itself where a text ends: it conflicts with a stride and with stop end")
-        return GrowingSampler(process, network.bind, settings, self_condition=network.self_condition)
+        return GrowingSampler(process, network.bind, settings, self_condition=network.self_condition, layout=network.layout)
     if settings.regex and (process.attention.sequential or isinstance(settings.cache, str) or stride is not None or tokenizer is None):
         raise InputError("regex is matched by a whole canvas: it conflicts with blocks, a stride, a cache policy and causal processes")
     if settings.guide and (process.attention.sequential or isinstance(settings.cache, str) or stride is not None):
@@ -285,7 +291,7 @@ def sampler_for(
         if stride is not None:
             raise InputError(f"process {process.name} is sampled in blocks, to any length; leave the stride out")
         return BlockSampler(process, network, settings, eos_id=eos_id)
-    options = {"self_condition": network.self_condition}
+    options = {"self_condition": network.self_condition, "layout": network.layout}
     if isinstance(settings.cache, str):
         if stride is not None:
             raise InputError(f"cache {settings.cache} fills a canvas block by block and conflicts with a stride; leave one of them out")

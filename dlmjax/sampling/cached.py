@@ -51,7 +51,7 @@ class Buffers(NamedTuple):
 class CachedSampler(PieceSampler):
     """Fills a canvas block by block with the policy of `settings.cache`; every rule and method of `Sampler` within a block.
 
-    process: of masks, under full or block-causal attention.  network: a `models.Network` on one device that is not conditioned on t.
+    process: of masks, under full or block-causal attention.  network: a `models.Network` that is not conditioned on t.
     eos_id: token that ends a row; None = rows end with the canvas.
     cached: False reads the whole row at every call without buffers, as the network does elsewhere; tests compare the buffers with it.
     measured: also read the whole row at every call, which is not counted, and sum by age how far the reused keys and values move the output
@@ -125,7 +125,7 @@ class _BlockSteps(Sampler):
 
     def __init__(self, outer: CachedSampler, process, settings: SampleSettings):
         self._outer = outer
-        super().__init__(process, self._bind_block, settings)
+        super().__init__(process, self._bind_block, settings, layout=outer.network.layout)
         if outer.reuse.by_order:
             if not isinstance(self.rule, (Random, LeftToRight)):
                 raise InputError(
@@ -270,9 +270,8 @@ def _require_reuse(process, network, settings: SampleSettings) -> None:
         raise InputError(f"{cache} conflicts with self-conditioning, which changes what is read at every call; leave cache out")
     if settings.sweep is not None:
         raise InputError(f"{cache} fills blocks and conflicts with sweep; leave one of them out")
-    if network.spec.shift or network.layout.mesh is not None:
-        what = "model.family without shift=true" if network.spec.shift else "a network on one device"
-        raise InputError(f"{cache} requires {what}; leave cache out")
+    if network.spec.shift:
+        raise InputError(f"{cache} requires model.family without shift=true; leave cache out")
 
 
 def _of_block(array_RL, z_RS, start):

@@ -94,6 +94,17 @@ class Canvas:
         before_B = np.zeros(self.batch, np.int64) if self.before_B is None else self.before_B
         return (before_B[:, None] + np.cumsum(generated_BL, axis=1) - generated_BL).astype(np.int32)
 
+    def padded(self, batch: int) -> "Canvas":
+        """The canvas with rows added up to `batch`. They condition everywhere, so that a sampler has nothing to do there."""
+        more = batch - self.batch
+        if more <= 0:
+            return self
+        of_rows = (field.name for field in dataclasses.fields(self) if field.name.rpartition("_")[2].startswith("B"))
+        arrays = {name: getattr(self, name) for name in of_rows}
+        arrays = {name: array[np.minimum(np.arange(batch), self.batch - 1)] for name, array in arrays.items() if array is not None}
+        arrays["condition_mask_BL"][-more:], arrays["start_BL"][-more:] = True, 0.0
+        return dataclasses.replace(self, **arrays)
+
     @property
     def masked_B(self) -> np.ndarray:
         """Number of positions of each row that a sampler fills, masked and edited ones."""

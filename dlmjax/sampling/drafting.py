@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dlmjax.errors import InputError
+from dlmjax.models.layout import SINGLE, Layout
 from dlmjax.parallel.arrays import device_get, device_put
 from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
@@ -59,7 +60,7 @@ class DraftingSampler(Sampler):
 
     drafts = True
 
-    def __init__(self, process, bind, settings: SampleSettings, *, self_condition: bool = False, constraint=None):
+    def __init__(self, process, bind, settings: SampleSettings, *, self_condition: bool = False, constraint=None, layout: Layout = SINGLE):
         self.draft = make_draft(str(settings.draft))
         if process.attention.sequential or process.states.dim:
             raise InputError(
@@ -70,7 +71,7 @@ class DraftingSampler(Sampler):
             raise InputError(
                 f"draft {settings.draft} conflicts with self-conditioning, which reads the last call's output; leave draft out"
             )
-        super().__init__(process, bind, settings, self_condition=self_condition, constraint=constraint)
+        super().__init__(process, bind, settings, self_condition=self_condition, constraint=constraint, layout=layout)
         for name in ("cache", "sweep"):
             if getattr(settings, name):
                 raise InputError(f"draft {settings.draft} conflicts with {name}; leave one of them out")
@@ -101,7 +102,7 @@ class DraftingSampler(Sampler):
         """Yields the start and the state after each call; a row's step is its own, and the number of the state the largest."""
         sharding, arrays, state = self._begin(params, canvas, seed)
         steps = self._steps(state)
-        state = state._replace(accepted_B=device_put(np.zeros(canvas.batch, np.int32), sharding))
+        state = state._replace(accepted_B=jnp.zeros_like(state.fixed_BL[:, 0]))
         yield 0, steps, state
         drafted, last = self._jitted(self._first_rows, sharding)(state), device_put(np.int32(steps), sharding)
         closing, goes_on = self._closing_functions, True

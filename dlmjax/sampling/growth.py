@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, split_rows
 from dlmjax.errors import InputError
+from dlmjax.models.layout import SINGLE, Layout
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
@@ -47,14 +48,14 @@ class GrowingSampler(Sampler):
     `bind` as for `Sampler`, of a network with full attention and masks.
     """
 
-    def __init__(self, process, bind, settings: SampleSettings, *, self_condition: bool = False):
+    def __init__(self, process, bind, settings: SampleSettings, *, self_condition: bool = False, layout: Layout = SINGLE):
         self.growth = check_growth(settings)
         if process.attention.sequential or process.output.predicts != "logits" or self_condition:
             raise InputError(
                 f"grow {settings.grow} requires a network that reads the whole canvas, predicts logits and has no self-conditioning; "
                 f"process {process.name} provides no such one, leave grow out"
             )
-        super().__init__(process, bind, dataclasses.replace(settings, rule="confidence", grow=None))
+        super().__init__(process, bind, dataclasses.replace(settings, rule="confidence", grow=None), layout=layout)
         self.settings = settings
 
     # --- public methods -------------------------------------------------------------------------------------------------------
@@ -117,9 +118,9 @@ class GrowingSampler(Sampler):
 
     def _call(self, params, canvas: Canvas, rows: list[Row], size: int, seed: int, step: int) -> Look:
         """One call on a bucket. It holds all rows, so that its shape is one; those that are in other buckets are cut and ignored."""
-        tokens_BS = np.zeros((canvas.batch, size), np.int32)
-        masked_BS, segments_BS = np.zeros((canvas.batch, size), bool), np.zeros((canvas.batch, size), np.int32)
-        share_B1 = np.zeros((canvas.batch, 1), np.float32)
+        batch = self.rows.batch(canvas.batch)
+        tokens_BS, segments_BS = (np.zeros((batch, size), np.int32) for _ in range(2))
+        masked_BS, share_B1 = np.zeros((batch, size), bool), np.zeros((batch, 1), np.float32)
         for b, row in enumerate(rows):
             text = np.concatenate([row.prompt_P, row.filled])[:size]
             masked_BS[b, : len(text)], segments_BS[b, : len(text)] = text < 0, 1
@@ -128,8 +129,8 @@ class GrowingSampler(Sampler):
         sharding = replicated_like(params)
         arrays = {"tokens": tokens_BS, "masked": masked_BS, "segments_BL": segments_BS, "share": share_B1}
         arrays |= {"positions_BL": np.broadcast_to(np.arange(size, dtype=np.int32), tokens_BS.shape)}
-        arrays |= {"rows_B": np.arange(len(rows), dtype=np.int32), "seed": np.uint32(seed)}
-        arrays = device_put(arrays, sharding)
+        arrays |= {"rows_B": np.arange(batch, dtype=np.int32), "seed": np.uint32(seed)}
+        arrays = self.rows.put(arrays, batch, params)
         found = self._jitted(self._look, sharding)(params, arrays, device_put(np.int32(step), sharding))
         return Look(*(device_get(array) for array in found))
 

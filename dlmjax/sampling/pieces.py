@@ -134,13 +134,14 @@ class PieceSampler:
             )
         self._check(canvas)
         check_seed(seed, "seed")
-        canvas_state = CanvasState(canvas, self._length(canvas), self.eos_id)
+        canvas_state = CanvasState(self.inner.rows.padded(canvas), self._length(canvas), self.eos_id)
+        canvas_state.ended_B[canvas.batch :] = True  # rows that pad the batch to the mesh
         starts, length = self._starts(canvas_state), canvas_state.tokens_BL.shape[1]
         caches, spent = self._first_caches(params, canvas_state, starts)
-        step, total, counts, calls = 0, len(starts) * self._steps_each, spent.for_rows(canvas.batch), spent.calls_B
-        nats_B, drift_A3 = np.zeros(canvas.batch), 0.0
+        step, total, counts, calls = 0, len(starts) * self._steps_each, spent.for_rows(len(canvas_state.ended_B)), spent.calls_B
+        nats_B, drift_A3 = np.zeros(len(canvas_state.ended_B)), 0.0
         with Progress(len(starts), "denoising", " pieces", show=None if progress else False) as bar:
-            yield self._state(canvas_state, canvas, 0, total, 1.0, calls)._replace(counts=counts)
+            yield self._state(canvas_state, canvas, 0, total, 1.0, calls)._replace(counts=counts.of_rows(canvas.batch))
             for index, start in enumerate(starts):
                 for inner, part, new in self._parts(start, length):
                     piece = canvas_state.piece(part, new)
@@ -162,7 +163,7 @@ class PieceSampler:
                     generated_BL[:, part] = ~piece.condition_mask_BL
                     canvas_state.end_rows(generated_BL, step)
                     yield self._state(canvas_state, canvas, step, total, last.time, calls)._replace(
-                        counts=counts, exit_nats_B=nats_B, drift_A3=drift_A3
+                        counts=counts.of_rows(canvas.batch), exit_nats_B=nats_B[: canvas.batch], drift_A3=drift_A3
                     )
                 bar.reach(index + 1)
                 if canvas_state.ended_B.all() or index + 1 == len(starts):
@@ -172,7 +173,7 @@ class PieceSampler:
 
     def _state(self, canvas_state: CanvasState, canvas: Canvas, step: int, total: int, time: float, calls: int) -> State:
         arrays = (
-            a[:, : canvas.length].copy()
+            a[: canvas.batch, : canvas.length].copy()
             for a in (canvas_state.tokens_BL, canvas_state.masked_BL, canvas_state.confidence_BL, canvas_state.fixed_BL)
         )
         return State(step, max(step, total), time, *arrays, calls)

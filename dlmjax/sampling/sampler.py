@@ -30,6 +30,7 @@ from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.errors import InputError
+from dlmjax.models.layout import SINGLE, Layout
 from dlmjax.models.masks import Shadowed, Spans
 from dlmjax.parallel.arrays import device_get, device_put, memory_bytes, replicated_like
 from dlmjax.progress import Progress
@@ -39,6 +40,7 @@ from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.guidance import check_numbers, function_of, require_guide
 from dlmjax.sampling.language import best_text, draw_text, log_marginals, only_revealed
 from dlmjax.sampling.methods import make_method
+from dlmjax.sampling.placement import CanvasRows
 from dlmjax.sampling.regex import require_text
 from dlmjax.sampling.reveal import position_scores, probability_of, require_reveals, require_spans, shows_wrong_tokens
 from dlmjax.sampling.revising_rules import editable_masks, require_revision
@@ -59,13 +61,23 @@ class Sampler:
     process: see `dlmjax.diffusion`.  bind(params, segments_BL, positions_BL, attention=...) -> denoiser with `hidden` and `logits`.
     params (of the methods): the tree that `bind` takes; process parameters are its entry "process".
     self_condition: the network takes a hint of its last call as input (`ModelSpec.self_condition`); steps carry it on.
-    constraint: the `regex.TokenAutomaton` of `settings.regex`.
+    constraint: the `regex.TokenAutomaton` of `settings.regex`.  layout: that of the network, which splits the rows; see `placement`.
     """
 
     keeps_rows = False  # whether `settings.cache` may name a policy of `reuse`
     drafts = False  # whether `settings.draft` may name drafts
 
-    def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False, constraint=None):
+    def __init__(
+        self,
+        process,
+        bind: Callable[..., Any],
+        settings: SampleSettings,
+        *,
+        self_condition: bool = False,
+        constraint=None,
+        layout: Layout = SINGLE,
+    ):
+        self.rows = CanvasRows(layout)
         self.name, self.bind, self.settings, self.self_condition = process.name, bind, settings, self_condition
         self.constraint = constraint
         self.process = process.bound  # without what only training uses
@@ -145,12 +157,12 @@ class Sampler:
     def sample(self, params, canvas: Canvas, *, seed: int = 0, progress: bool = False) -> Samples:
         """Runs all steps and returns the finished rows.  Raises InputError where the process does not support the canvas."""
         *_, last = self._run(params, canvas, seed, progress)
-        return self.finish(host_state(*last), canvas, seed)
+        return self.finish(host_state(*last, canvas.batch), canvas, seed)
 
     def sample_by_step(self, params, canvas: Canvas, seeds_BS: Int[np.ndarray, "B S"]) -> Samples:
         """`sample` with a seed for each row and step: column 0 for the start, the last one for all steps behind it too."""
         *_, last = self._run(params, canvas, seeds_BS, progress=False)
-        return self.finish(host_state(*last), canvas, int(seeds_BS[0, 0]))
+        return self.finish(host_state(*last, canvas.batch), canvas, int(seeds_BS[0, 0]))
 
     def finish(self, last: State, canvas: Canvas, seed: int) -> Samples:
         """The samples of a run whose last state is `last`."""
@@ -173,7 +185,7 @@ class Sampler:
     def states(self, params, canvas: Canvas, *, seed: int = 0) -> Iterator[State]:
         """Yields the canvas before the first step and after each one, bit for bit as in `sample` with the same seed."""
         for step, steps, state in self._run(params, canvas, seed, progress=False):
-            yield host_state(step, steps, state)
+            yield host_state(step, steps, state, canvas.batch)
 
     def run_with(self, params, canvas: Canvas, seed: int, look: Callable[[State], Any]) -> State:
         """The last state of a run in which other rows may continue: `look(state)`, after each step, names the row that continues in place
@@ -184,10 +196,10 @@ class Sampler:
                 step, steps, state = run.send(state)
             except StopIteration:
                 return host
-            host = host_state(step, steps, state)
+            host = host_state(step, steps, state, canvas.batch)
             rows_B = look(host)
             if rows_B is not None:
-                state = with_rows(state, jnp.asarray(rows_B))
+                state = self.rows.put(with_rows(state, rows_B), state.tokens_BL.shape[0], params)
 
     # --- the run ------------------------------------------------------------------------------------------------------------
 
@@ -199,9 +211,9 @@ class Sampler:
         names = ("tokens_BL", "condition_mask_BL", "start_BL", "segments_BL", "positions_BL")
         names += ("number_BL",) if self.hold_back else ()
         names += ("spans_L",) if canvas.spans_L is not None else ()
+        sharding, canvas = replicated_like(params), self.rows.padded(canvas)
         numbers = {"rows_B": np.arange(canvas.batch, dtype=np.int32), "seed": _seed_at(seed, 0)}
-        sharding = replicated_like(params)
-        arrays = device_put({name: getattr(canvas, name) for name in names} | numbers, sharding)
+        arrays = self.rows.put({name: getattr(canvas, name) for name in names} | numbers, canvas.batch, params)
         return sharding, arrays, self._jitted(self._start_state, sharding)(params, arrays)
 
     @property
@@ -212,6 +224,7 @@ class Sampler:
         return [self._decode] * int(self.process.boundary.reconstruction) + [self._corrector_step] * self.stepper.rounds
 
     def _run(self, params, canvas: Canvas, seed: int | np.ndarray, progress: bool) -> Iterator[tuple[int, int, SamplerState]]:
+        seed = self.rows.padded_seeds(seed)
         sharding, arrays, state = self._begin(params, canvas, seed)
         steps = self._steps(state)
         state = (yield 0, steps, state) or state
@@ -220,7 +233,7 @@ class Sampler:
             for step, function in enumerate(functions, 1):
                 of_step = self._step_params(params, arrays, state, step)
                 if isinstance(seed, np.ndarray):
-                    arrays["seed"] = device_put(_seed_at(seed, step), sharding)
+                    arrays["seed"] = self.rows.put(_seed_at(seed, step), len(seed), params)
                 state = self._jitted(function, sharding)(of_step, arrays, state, device_put(np.int32(step), sharding))
                 if progress:
                     state.tokens_BL.block_until_ready()
@@ -248,7 +261,7 @@ class Sampler:
     def _jitted(self, function: Callable, sharding):
         key = sharding, function.__name__
         if key not in self._compiled:
-            self._compiled[key] = jax.jit(function, out_shardings=sharding)
+            self._compiled[key] = self.rows.jit(function, sharding)
         return self._compiled[key]
 
     def _check(self, canvas: Canvas):

@@ -48,18 +48,23 @@ class StepTimes(NamedTuple):
     after: Float[Array, ""]
 
 
-def host_state(step: int, steps: int, state: SamplerState) -> State:
-    arrays = (device_get(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
-    counts, nats_B = Counts(*(device_get(count_B) for count_B in state.counts)), device_get(state.exit_nats_B)
+def host_state(step: int, steps: int, state: SamplerState, rows: int) -> State:
+    """The state on the host, of the first `rows` rows: those behind them pad a batch."""
+
+    def of_rows(array):
+        return None if array is None else device_get(array)[:rows]
+
+    arrays = (of_rows(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
+    counts, nats_B = Counts(*(of_rows(count_B) for count_B in state.counts)), of_rows(state.exit_nats_B)
     drift_A3 = None if state.buffers is None or state.buffers.drift_A3 is None else device_get(state.buffers.drift_A3)
-    time, guess_BL = float(device_get(state.time)), device_get(state.guess_BL)
-    accepted_B = None if state.accepted_B is None else device_get(state.accepted_B)
+    time, guess_BL, accepted_B = float(device_get(state.time)), of_rows(state.guess_BL), of_rows(state.accepted_B)
     calls, made = int(device_get(state.calls)), {"guess_BL": guess_BL, "drift_A3": drift_A3, "accepted_B": accepted_B}
     return State(step, steps, time, *arrays, calls, counts, nats_B, **made)
 
 
 def with_rows(state: SamplerState, rows_B) -> SamplerState:
-    """The state in which row `rows_B[b]` continues in place of row b, which keeps its counts."""
+    """The state in which row `rows_B[b]` continues in place of row b, which keeps its counts; rows behind them, which pad a batch, stay."""
+    rows_B = jnp.concatenate([jnp.asarray(rows_B), jnp.arange(len(rows_B), state.tokens_BL.shape[0])])
     taken = jax.tree.map(lambda a: a[rows_B] if a.ndim and a.shape[0] == len(rows_B) else a, state)
     return taken._replace(counts=state.counts)
 

@@ -44,6 +44,10 @@ class Counts(NamedTuple):
         """The mean over texts, by name: calls, rows, reads, extra."""
         return {name[:-2]: float(np.mean(count)) for name, count in self._asdict().items()}
 
+    def of_rows(self, rows: int) -> "Counts":
+        """The counts of the first rows."""
+        return Counts(*(count_B[:rows] for count_B in self))
+
     def __str__(self) -> str:
         """The means in words, `extra` only where there is some."""
         calls, rows, reads, extra = self.means().values()

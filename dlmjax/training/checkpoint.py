@@ -296,12 +296,14 @@ class Checkpoints:
 
     # --- restoring ---------------------------------------------------------------------------------------------------------------
 
-    def restore(self, abstract_state: dict, step: int | None = None) -> tuple[dict, dict]:
+    def restore(self, abstract_state: dict, step: int | None = None, *, converts: bool = False) -> tuple[dict, dict]:
         """Reads a state into these shapes and shardings (any mesh) and verifies its checksums.
 
         Args:
           abstract_state: tree of jax.ShapeDtypeStruct, from `abstract_state`; a part of it, such as {"params": ...}, reads that part.
           step: step of the checkpoint; None = the newest whole one, with a warning for each newer one that is damaged.
+          converts: a leaf may have another type than in the files. Such leaves are read one after another, verified and rounded, so that
+            no more than one is there in both types.
 
         Returns:
           The state (same tree as `abstract_state`) and the meta.
@@ -314,7 +316,7 @@ class Checkpoints:
             flaw = self._flaw(candidate)
             if not any_process(bool(flaw)):
                 marker = self._marker(candidate)
-                self._compare(candidate, marker["leaves"], _by_path(abstract_state))
+                self._compare(candidate, marker["leaves"], _by_path(abstract_state), converts)
                 state, flaw = self._read(candidate, marker["leaves"], abstract_state)
                 if not any_process(bool(flaw)):
                     return state, marker["meta"]
@@ -325,13 +327,13 @@ class Checkpoints:
                 raise InputError(f"checkpoint {self._path(step)} {flaw}; {self._whole()}")
         raise InputError(self._nothing(None))
 
-    def _compare(self, step: int, saved: dict, requested: dict) -> None:
+    def _compare(self, step: int, saved: dict, requested: dict, converts: bool) -> None:
         """Raises InputError with the first difference: a checkpoint of another model is not a damaged one."""
         for name, leaf in requested.items():
             if name not in saved:
                 raise InputError(f"checkpoint {self._path(step)} has no {name}; it belongs to another model or optimizer")
             shape, dtype, _ = saved[name]
-            if (tuple(shape), dtype) != (leaf.shape, str(leaf.dtype)):
+            if tuple(shape) != leaf.shape or (dtype != str(leaf.dtype) and not converts):
                 there, here = f"{dtype}{shape}", f"{leaf.dtype}{list(leaf.shape)}"
                 raise InputError(
                     f"checkpoint {self._path(step)} has {name} as {there}, but this config requires {here}; use the run's own config"
@@ -339,28 +341,35 @@ class Checkpoints:
 
     def _read(self, step: int, saved: dict, abstract_state: dict) -> tuple[dict | None, str]:
         """The state and "", or None and the flaw of the files."""
-        requested = _by_path(abstract_state)
+        requested, found = _by_path(abstract_state), {}
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here) for name, leaf in requested.items()}
+        converted = [name for name, leaf in requested.items() if str(leaf.dtype) != saved[name][1]]
+        for names in ([name for name in requested if name not in converted], *([name] for name in converted)):
+            leaves = {name: requested[name] for name in names}
+            placed = {n: jax.ShapeDtypeStruct(leaf.shape, saved[n][1], sharding=leaf.sharding or here) for n, leaf in leaves.items()}
+            part, flaw = self._loaded(step, placed) if names else ({}, "")
+            sums = {} if flaw else jax.device_get(_checksums(part))
+            if wrong := [name for name, found_sum in sums.items() if int(found_sum) != saved[name][2]]:
+                flaw = f"is damaged: {wrong[0]} does not have the checksum in the marker"
+            if flaw:
+                return None, flaw
+            found |= {name: leaf.astype(requested[name].dtype) for name, leaf in part.items()}
+        paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
+        return jax.tree.unflatten(structure, [found[_name(path)] for path, _ in paths]), ""
+
+    def _loaded(self, step: int, placed: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict, str]:
+        """These leaves as the files have them and "", or nothing and the flaw of the files."""
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         flaw = ""
         with context, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # after a failed read in Orbax
             try:
-                nested = ocp.load_checkpointables(self._path(step), {"state": _nested(placed)})["state"]
+                return _by_path(ocp.load_checkpointables(self._path(step), {"state": _nested(placed)})["state"]), ""
             except Exception as error:  # Orbax raises many types for damaged files; the flaw holds the message
                 flaw = f"cannot be read ({_reason(error)})"
-            if flaw:
-                gc.collect()  # here, while these warnings are off
-                return None, flaw
-        found = _by_path(nested)
-        sums = jax.device_get(_checksums(found))
-        for name in requested:
-            if int(sums[name]) != saved[name][2]:
-                return None, f"is damaged: {name} does not have the checksum in the marker"
-        paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
-        return jax.tree.unflatten(structure, [found[_name(path)] for path, _ in paths]), ""
+            gc.collect()  # here, while these warnings are off
+        return {}, flaw
 
 
 def _reason(error: BaseException) -> str:

@@ -36,6 +36,7 @@ from dlmjax.evaluation.continuations import encode_pairs
 from dlmjax.experiment import assemble
 from dlmjax.harness.adapter import GENERATION_ARGUMENTS, Adapter, DlmJax, Model
 from dlmjax.harness.generate import Decoding, Generator
+from dlmjax.models.layout import SINGLE
 from dlmjax.run import Run, open_run
 from tests.data.conftest import shared_file
 from tests.evaluation.test_conditional import LAW, bind_law, exact_log_p
@@ -119,7 +120,7 @@ def bind_abc(params, segments_BL, positions_BL, attention):
 
 
 def adapter_of(process, **options) -> Adapter:
-    network = types.SimpleNamespace(bind=bind_abc, self_condition=False)
+    network = types.SimpleNamespace(bind=bind_abc, self_condition=False, layout=SINGLE)
     return Adapter(Model(process, network, bind_abc, jnp.float32(1.0), Abc(), 4, "the law"), **options)
 
 

@@ -4,6 +4,8 @@ from dlmjax.sampling import analysis
 from dlmjax.sampling.blocks import BlockSampler, StrideSampler, sampler_for
 from dlmjax.sampling.cached import CachedSampler
 from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, suppressed_ids
+from dlmjax.sampling.drafting import DraftingSampler
+from dlmjax.sampling.drafts import DRAFTS, make_draft
 from dlmjax.sampling.grids import GRIDS, make_grid
 from dlmjax.sampling.html import render_html, write_html
 from dlmjax.sampling.methods import METHODS, make_method
@@ -16,6 +18,7 @@ from dlmjax.sampling.terminal import TerminalView
 from dlmjax.sampling.trace import Trace, first_difference, record, replay
 
 __all__ = [
+    "DRAFTS",
     "GRIDS",
     "METHODS",
     "REUSES",
@@ -23,6 +26,7 @@ __all__ = [
     "BlockSampler",
     "CachedSampler",
     "Canvas",
+    "DraftingSampler",
     "SampleSettings",
     "Sampler",
     "Samples",
@@ -34,6 +38,7 @@ __all__ = [
     "blank_canvas",
     "build_canvas",
     "first_difference",
+    "make_draft",
     "make_grid",
     "make_method",
     "make_reuse",

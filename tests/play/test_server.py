@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import sys
 import threading
 
 import pytest
@@ -373,3 +374,16 @@ def test_twenty_clients_are_all_answered_and_memory_is_bounded(server):
     before = server.memory()
     gate.reset()
     assert load() == [True] * 20 and server.memory() < before + 200 * 2**20
+
+
+# --- the command ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_and_a_missing_extra_are_one_line(server, workdir, monkeypatch, capsys):
+    assert main(["play", str(workdir), "--port", str(server.port)]) == 2
+    assert f"--port {server.port} cannot be used" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "dlmjax.play.server", raising=False)
+    assert main(["play", str(workdir)]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "pip install 'dlmjax[play]'" in line

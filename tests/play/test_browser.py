@@ -396,6 +396,8 @@ def test_the_page_fits_its_window_and_is_used_by_keys(server, browser, width, sc
         for key in ("End", "ArrowLeft", "ArrowLeft", "Shift+ArrowRight"):
             tab.page.keyboard.press(key)
         expect(tab.token(LENGTH - 2)).to_be_focused()
+        # A token at the lower edge of the window, where the panel of a narrow one opens.
+        tab.token(LENGTH - 2).evaluate("token => window.scrollBy(0, token.getBoundingClientRect().bottom + 5 - innerHeight)")
         top = tab.page.evaluate("scrollY")
         tab.page.keyboard.press("Enter")
         expect(tab("#panel-title")).to_contain_text(f"Tokens {LENGTH - 2} to {LENGTH - 1}")

@@ -41,6 +41,8 @@ from dlmjax.parallel import Placement
 from dlmjax.parallel.arrays import device_get
 from dlmjax.parallel.placement import record_of
 from dlmjax.sampling import Canvas, Samples, SampleSettings, build_canvas, sampler_for, suppressed_ids
+from dlmjax.sampling.drafters import MaskedDrafter
+from dlmjax.sampling.drafts import OfRun, make_draft
 from dlmjax.sampling.placement import CanvasRows
 from dlmjax.sampling.text import text_of
 from dlmjax.seeds import check_seed
@@ -152,6 +154,22 @@ class Run:
             self._compiled[key] = self._make_sampler(how, stride, ends)
         return self._compiled[key]
 
+    def drafter(self, settings: SampleSettings) -> MaskedDrafter | None:
+        """The drafter that `settings.draft` names, a run that is opened; None = it names none.
+
+        Raises InputError: no such run, a run of another tokenizer or without masks.
+        """
+        draft = None if settings.draft is None else make_draft(settings.draft)
+        if not isinstance(draft, OfRun):
+            return None
+        other = open_run(draft.path)
+        if other.tokenizer.hash != self.tokenizer.hash or other.process.vocab != self.process.vocab:
+            raise InputError(
+                f"draft run: {draft.path} has another tokenizer than {self.workdir}, and its drafts are other ids; give a run of the same"
+            )
+        suppressed = tuple(sorted({*settings.suppressed_ids, *other.suppressed_ids}))
+        return MaskedDrafter(other.process, other.experiment.for_canvases.bind, other.params, suppressed, draft.steps)
+
     @names_arguments()
     def new_sampler(self, *, stride: int | None = None, stop: bool | str | None = None, **settings: Any) -> Any:
         """As `sampler`, but a new object, which the run does not keep: what it compiles is freed with it."""
@@ -171,6 +189,7 @@ class Run:
 
     def _make_sampler(self, how: SampleSettings, stride: int | None, ends: bool) -> Any:
         options = {"window": self.experiment.config.data.length, "eos_id": self.tokenizer.eos_id if ends else None}
+        options |= {"drafter": self.drafter(how)}
         return sampler_for(self.process, self.experiment.for_canvases, how, stride=stride, tokenizer=self.tokenizer, **options)
 
     @names_arguments()

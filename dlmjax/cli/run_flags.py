@@ -143,7 +143,8 @@ def _guidance(text: str) -> float | str:
 
 def add_draft(command: argparse.ArgumentParser) -> None:
     """`--draft`: several steps by one network call; see `sampling.drafts`."""
-    what = "drafts of the next steps, which one network call checks, with the same text: own(depth=4), by the network itself"
+    what = "drafts of the next steps, which one network call checks: own(depth=4), by the network itself; for autoregressive runs "
+    what += "run(path='DIR',depth=8,accept=replay), by a run with masks, accept: replay, ratio, delta, mixture(weight=0.3); joint(depth=8)"
     command.add_argument("--draft", type=flags.text, metavar="DRAFT", help=f"{what} (off)")
 
 

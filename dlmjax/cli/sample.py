@@ -58,10 +58,9 @@ def run(arguments: argparse.Namespace, _) -> None:
     result, found = _sampled(arguments, sampler, opened, canvas)
     for text in (text_of(tokenizer, tokens_L) for tokens_L in result.tokens_BL):
         print(text if arguments.count == 1 else f"---\n{text}", flush=True)
-    drafts = "" if result.accepted_B is None else f"{result.accepted_B.sum() / max(result.calls_B.sum(), 1):.2f} drafts accepted per call, "
     print(
-        f"({result.steps} steps, {result.evaluations} network calls; {drafts}mean of a text: {result.counts}; unigram entropy "
-        f"{result.entropy:.2f} nats/token, seed {arguments.seed})",
+        f"({result.steps} steps, {result.evaluations} network calls; {result.draft_line}mean of a text: {result.counts}; "
+        f"unigram entropy {result.entropy:.2f} nats/token, seed {arguments.seed})",
         flush=True,
     )
     if result.settings.stop is not None:

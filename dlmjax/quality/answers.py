@@ -77,7 +77,7 @@ def answer(run: Run, questions: Sequence[Question], settings: SampleSettings, *,
     Raises InputError: settings that the process does not support.
     """
     experiment, length, ends = run.experiment, run.experiment.config.data.length, end_ids(questions, run.tokenizer)
-    sampler = sampler_for(run.process, experiment.for_canvases, settings, tokenizer=run.tokenizer)
+    sampler = sampler_for(run.process, experiment.for_canvases, settings, tokenizer=run.tokenizer, drafter=run.drafter(settings))
     tokens, ended, size, calls = [], [], min(batch, len(questions)), 0
     for start in range(0, len(questions), size):
         some = questions[start : start + size]

@@ -59,7 +59,8 @@ def make_texts(
     search: each text is the chosen one of several, see `sampling.search`; None = no search.
     Raises InputError: settings that the process does not support.
     """
-    sampler = sampler_for(run.experiment.process, run.experiment.for_canvases, settings, tokenizer=run.experiment.tokenizer)
+    options = {"tokenizer": run.tokenizer, "drafter": run.drafter(settings)}
+    sampler = sampler_for(run.process, run.experiment.for_canvases, settings, **options)
     sample = sampler.sample if search is None else searcher(search, run, sampler).texts
     canvas, batches = blank_canvas(length, min(batch, count)), -(-count // batch)
     found: list[Samples] = []

@@ -67,7 +67,7 @@ def solve(
     kind, tokenizer = kind_of(puzzles[0]), run.experiment.tokenizer
     if in_place and kind.name != "sudoku":
         raise InputError(f"puzzles of kind {kind.name} have no cells to be filled in place; leave --in-place out")
-    sampler = sampler_for(run.experiment.process, run.experiment.for_canvases, settings, tokenizer=tokenizer)
+    sampler = sampler_for(run.process, run.experiment.for_canvases, settings, tokenizer=tokenizer, drafter=run.drafter(settings))
     answers, calls_each, candidates, counts, size = [], [], [], [], min(batch, len(puzzles))
     asked = _Asked(run, kind, sampler, in_place, search)
     with Progress(len(puzzles), f"solving {kind.name}", " puzzles") as bar:

@@ -30,13 +30,17 @@ from dlmjax.models.cache import Cache, bind_cached, empty_cache
 from dlmjax.models.masks import BlockCausal, Causal
 from dlmjax.sampling.cached import CachedSampler
 from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.drafters import Drafter, JointDrafter
 from dlmjax.sampling.drafting import DraftingSampler
+from dlmjax.sampling.drafts import make_draft
 from dlmjax.sampling.growth import GrowingSampler
 from dlmjax.sampling.pieces import CanvasState, PieceSampler
 from dlmjax.sampling.regex import byte_automaton, token_automaton
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.samples import Counts
 from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.step_denoiser import PrecomputedDenoiser
+from dlmjax.sampling.verified import VerifiedSampler
 
 
 class StrideSampler(PieceSampler):
@@ -115,7 +119,7 @@ class BlockSampler(PieceSampler):
         if self.causal:
             # `_piece_params` has made the only call for this token; it also wrote the buffers.
             head = self._piece(args["params"], args["cache"], args["start"]) if self.cached else _WholeRowDenoiser(self, args)
-            return _PrecomputedDenoiser(head, args["hidden"], 1 if self.cached else args["length"])
+            return PrecomputedDenoiser(head, args["hidden"], 1 if self.cached else args["length"])
         if not self.cached:
             return (_WholeRowPairs if self.seeded else _WholeRowDenoiser)(self, args)
         if self.seeded:
@@ -126,7 +130,7 @@ class BlockSampler(PieceSampler):
     def _bind_first(self, args, segments_B1, positions_B1, attention):
         """The denoiser of the first token of a block, whose state is known."""
         ones_B1 = jnp.ones_like(segments_B1)
-        return _PrecomputedDenoiser(self.network.bind(args["params"], ones_B1, ones_B1), args["hidden"])
+        return PrecomputedDenoiser(self.network.bind(args["params"], ones_B1, ones_B1), args["hidden"])
 
     def _piece(self, params, cache: Cache, start):
         return bind_cached(self.network, params, cache, start, self.size, self._mask)
@@ -270,14 +274,22 @@ class BlockSampler(PieceSampler):
 
 
 def sampler_for(
-    process, network, settings: SampleSettings, *, stride: int | None = None, window: int = 0, eos_id: int | None = None, tokenizer=None
-) -> Sampler | BlockSampler | CachedSampler | StrideSampler:
+    process,
+    network,
+    settings: SampleSettings,
+    *,
+    stride: int | None = None,
+    window: int = 0,
+    eos_id: int | None = None,
+    tokenizer=None,
+    drafter: Drafter | None = None,
+) -> Sampler | PieceSampler:
     """The sampler of a process, for a network on one device or a mesh: in blocks where the process has blocks or is causal, with a sliding
     window where `stride` is set, with reused keys and values where `settings.cache` names a policy, otherwise the whole canvas at once
     (`eos_id` must then be None), with `settings.draft` several steps a call.
 
     stride, window: step and length of the sliding window, tokens.  eos_id: token that ends a row.
-    tokenizer: of the run, for `settings.regex`.
+    tokenizer: of the run, for `settings.regex`.  drafter: of another run, where `settings.draft` names one.
     Raises InputError: a stride or an end that the process does not support."""
     if settings.grow:
         if stride is not None or eos_id is not None:
@@ -287,6 +299,12 @@ def sampler_for(
         raise InputError("regex is matched by a whole canvas: it conflicts with blocks, a stride, a cache policy and causal processes")
     if settings.guide and (process.attention.sequential or isinstance(settings.cache, str) or stride is not None):
         raise InputError("guide reads a whole canvas: it conflicts with blocks, a stride, a cache policy and causal processes")
+    if settings.draft is not None and make_draft(settings.draft).verifies:
+        if stride is not None or settings.cache:
+            raise InputError(
+                f"draft {settings.draft} keeps keys and values itself: it conflicts with a stride and with cache; leave them out"
+            )
+        return _verified_sampler(process, network, settings, drafter, eos_id)
     if process.attention.sequential and not isinstance(settings.cache, str):
         if stride is not None:
             raise InputError(f"process {process.name} is sampled in blocks, to any length; leave the stride out")
@@ -309,20 +327,24 @@ def sampler_for(
     return make(process, network.bind, settings, **options)
 
 
-@dataclasses.dataclass(frozen=True)
-class _PrecomputedDenoiser:
-    """A denoiser with hidden states that were computed before the step. reads_R: positions that this took."""
-
-    head: Any
-    hidden_BSD: Any
-    reads_R: Any = 0
-
-    def hidden(self, z_BS, t_BS):
-        del z_BS, t_BS
-        return self.hidden_BSD
-
-    def logits(self, hidden_BSD):
-        return self.head.logits(hidden_BSD)
+def _verified_sampler(process, network, settings: SampleSettings, drafter: Drafter | None, eos_id: int | None) -> VerifiedSampler:
+    """The sampler of `sampler_for` where `settings.draft` has a verifier."""
+    draft = make_draft(str(settings.draft))
+    if draft.of_process:
+        drafter, process = JointDrafter(process, network, draft.depth, settings.suppressed_ids), process.capabilities.seeds
+    elif not process.attention.causal:
+        raise InputError(
+            f"draft {settings.draft} requires an autoregressive run, which verifies the drafts, and this one is of process {process.name}; "
+            "give the drafting run in draft, and the autoregressive one as the run that is sampled"
+        )
+    elif drafter is None:
+        raise InputError(
+            f"draft {settings.draft} names a run, which is not opened here; give it to dlmjax sample, solve or quality as --draft"
+        )
+    if network.layout.mesh is not None:
+        raise InputError(f"draft {settings.draft} requires a network on one device; leave the mesh out")
+    plain = BlockSampler(process, network, dataclasses.replace(settings, draft=None), eos_id=eos_id)
+    return VerifiedSampler(plain, settings, drafter)
 
 
 @dataclasses.dataclass(frozen=True)

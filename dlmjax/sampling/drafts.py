@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from dlmjax.errors import InputError
 from dlmjax.sampling.by_name import build
+from dlmjax.sampling.verdicts import make_verdict
 
 MOST_DEPTH = 256
 
@@ -18,11 +19,15 @@ class Draft(abc.ABC):
     """Abstract: a frozen dataclass; `make_draft` makes it from a text such as "own(depth=4)".
 
     name: as in DRAFTS.  source: of its form.  depth: drafts of a call; 0 = none.
+    verifies: whether the run that is sampled is autoregressive and verifies the tokens of a drafter (`verified`).
+    of_process: whether that drafter is the run itself, by its blocks.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     depth: int
+    verifies: ClassVar[bool] = False
+    of_process: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,44 @@ class Own(Draft):
         check_depth(self)
 
 
-DRAFTS: dict[str, type[Draft]] = {cls.name: cls for cls in (Own,)}
+@dataclasses.dataclass(frozen=True)
+class OfRun(Draft):
+    """Another run, with masks, for an autoregressive one, whose call verifies the drafts.
+
+    path: workdir of the run.  depth: tokens that a call of the verifier reads.  accept: one of `verdicts.VERDICTS` with its values.
+    steps: network calls for one set of drafts.
+    """
+
+    path: str
+    depth: int = 8
+    accept: str = "replay"
+    steps: int = 1
+
+    name = "run"
+    source = "SpecDiff 2408.05636; depth=8: ours"
+    verifies = True
+
+    def __post_init__(self):
+        check_verified(self, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint(Draft):
+    """The blocks of a run that is an autoregressive network, too, which verifies the drafts. depth, accept: as for `OfRun`."""
+
+    depth: int = 8
+    accept: str = "replay"
+
+    name = "joint"
+    source = "Nemotron-Labs-Diffusion's code; depth=8: ours"
+    verifies = True
+    of_process = True
+
+    def __post_init__(self):
+        check_verified(self, 1)
+
+
+DRAFTS: dict[str, type[Draft]] = {cls.name: cls for cls in (Own, OfRun, Joint)}
 
 
 def make_draft(text: str) -> Draft:
@@ -50,3 +92,16 @@ def check_depth(draft: Draft) -> None:
     """Raises InputError: a depth that is not 0 to MOST_DEPTH."""
     if not 0 <= draft.depth <= MOST_DEPTH:
         raise InputError(f"draft {draft.name}: depth is {draft.depth}; it must be 0 (no drafts) to {MOST_DEPTH} steps")
+
+
+def check_verified(draft: "OfRun | Joint", steps: int) -> None:
+    """Raises InputError: values of drafts for an autoregressive run that it does not take."""
+    if not 1 <= draft.depth <= MOST_DEPTH:
+        raise InputError(f"draft {draft.name}: depth is {draft.depth}; it must be 1 to {MOST_DEPTH} tokens")
+    if not 1 <= steps <= draft.depth:
+        raise InputError(f"draft {draft.name}: steps is {steps}; it must be 1 to depth, {draft.depth}: each reveals a draft at least")
+    if make_verdict(draft.accept).one_call and steps > 1:
+        raise InputError(
+            f"draft {draft.name}: accept={draft.accept} requires drafts of one call; what several steps draw a token from is not its "
+            "distribution given the drafts before it; leave steps out, or give accept=replay"
+        )

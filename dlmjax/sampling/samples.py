@@ -67,7 +67,8 @@ class State(NamedTuple):
       a block.
     exit_nats_B: what a stop may have cost each row, nats; see `stops`.  canvas_B: positions of each row's own canvas, where it grows.
     guess_BL: the tokens before the step, completed by the most likely tokens of its call where they were masked.
-    accepted_B: steps of each row that cost no call, since a draft was right; see `drafting`.
+    accepted_B: steps of each row that cost no call, since a draft was right; see `drafting`.  drafter_calls_B: those of `calls_B` that were
+      of a drafter, where another network verifies; see `verified`.
     drift_A3: where reused keys and values are measured, by the age of the oldest entry in calls: sums over masked positions of the nats
       KL(p || p by reused keys and values), of changes of the most likely token, and of 1.
     """
@@ -86,6 +87,7 @@ class State(NamedTuple):
     guess_BL: np.ndarray | None = None
     accepted_B: np.ndarray | None = None
     drift_A3: np.ndarray | None = None
+    drafter_calls_B: np.ndarray | None = None
 
     @property
     def calls_B(self) -> np.ndarray | None:
@@ -120,6 +122,7 @@ class Samples:
     canvas_B: np.ndarray | None = None
     accepted_B: np.ndarray | None = None
     drift_A3: np.ndarray | None = None
+    drafter_calls_B: np.ndarray | None = None
 
     @property
     def calls_B(self) -> np.ndarray:
@@ -150,6 +153,24 @@ class Samples:
             'tokens first, which a small or young model repeats; rule "ancestral" samples the model\'s distribution'
         )
 
+    def _drafts(self) -> dict[str, Any]:
+        """The counts of drafts of each row; nothing without drafts."""
+        if self.accepted_B is None:
+            return {}
+        counts = {"drafts_accepted": np.asarray(self.accepted_B).tolist()}
+        if self.drafter_calls_B is None:
+            return counts
+        return counts | {"verifier_calls": (self.calls_B - self.drafter_calls_B).tolist(), "drafter_calls": self.drafter_calls_B.tolist()}
+
+    @property
+    def draft_line(self) -> str:
+        """The counts of drafts in words, before those of the tokens; "" without drafts."""
+        if self.accepted_B is None:
+            return ""
+        ours_B = 0 if self.drafter_calls_B is None else self.drafter_calls_B
+        each = f"{self.accepted_B.sum() / max((self.calls_B - ours_B).sum(), 1):.2f} drafts accepted per call"
+        return f"{each}, " if self.drafter_calls_B is None else f"{ours_B.max()} of them of the drafter, {each} of the verifier, "
+
     def to_json(self, tokenizer=None, data_D: np.ndarray | None = None) -> dict[str, Any]:
         """JSON-ready record: one entry per row with `token_ids`, `entropy` (nats per token) and, with a tokenizer, `text`.
 
@@ -172,7 +193,7 @@ class Samples:
             "evaluations": self.evaluations,
             **({} if self.settings.stop is None else {"exit_nats": np.asarray(self.exit_nats_B).tolist()}),
             **{name: np.asarray(count).tolist() for name, count in zip(COUNT_NAMES, self.counts, strict=True)},
-            **({} if self.accepted_B is None else {"drafts_accepted": np.asarray(self.accepted_B).tolist()}),
+            **self._drafts(),
             "entropy": self.entropy,
             "collapsed": self.collapsed,
             "entropy_unit": "nats/token, unigram, per sample, made tokens only",

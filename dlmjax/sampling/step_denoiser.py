@@ -10,6 +10,7 @@ computes it from the two outputs.
 Shapes: B rows, L positions, V columns of the output, I inputs of self-conditioning.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,6 +39,22 @@ class FunctionDenoiser:
 
     def logits(self, logits_BLV):
         return logits_BLV
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecomputedDenoiser:
+    """A denoiser with hidden states that were computed before the step. reads_R: positions that this took."""
+
+    head: Any
+    hidden_BSD: Any
+    reads_R: Any = 0
+
+    def hidden(self, z_BS, t_BS):
+        del z_BS, t_BS
+        return self.hidden_BSD
+
+    def logits(self, hidden_BSD):
+        return self.head.logits(hidden_BSD)
 
 
 class LogitsCache(NamedTuple):

@@ -11,6 +11,7 @@ from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.models import Execution, build_network, cache, denoiser
 from dlmjax.sampling.blocks import BlockSampler, sampler_for
 from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.drafters import MaskedDrafter
 from dlmjax.sampling.growth import GrowingSampler
 from dlmjax.sampling.samples import Counts
 from dlmjax.sampling.search import Judged, Searcher
@@ -65,12 +66,23 @@ SAMPLERS = {
     "seeded blocks": lambda: sampler_for(SEEDED, NETWORK, settings(steps=2)),
     "causal": lambda: sampler_for(CAUSAL, NETWORK, settings(rule="ancestral")),
     "causal, no buffers": lambda: BlockSampler(CAUSAL, NETWORK, settings(rule="ancestral"), cached=False),
+    "drafts of a run": lambda: sampler_for(
+        CAUSAL, NETWORK, settings(rule="ancestral", draft="run(path=x, depth=3)"), drafter=MaskedDrafter(FULL, NETWORK.bind, PARAMS)
+    ),
+    "joint drafts": lambda: sampler_for(SEEDED, NETWORK, settings(rule="ancestral", draft="joint(depth=3)")),
     "dual": lambda: sampler_for(FULL, NETWORK, settings(cache="dual(block=4)", steps=2)),
     "dual, guidance": lambda: sampler_for(FULL, NETWORK, settings(cache="dual(block=4)", steps=2, guidance=1.0)),
 }
 
 
-SLOW = ("dual, guidance", "seeded blocks", "stride", "causal, no buffers", "shadows")  # a compilation each, of shapes like the others
+SLOW = (
+    "dual, guidance",
+    "seeded blocks",
+    "stride",
+    "causal, no buffers",
+    "shadows",
+    "joint drafts",
+)  # a compilation each, of shapes like the others
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SAMPLERS])

@@ -1,6 +1,6 @@
 """Is a wrong first token revised? Sums "a+b=c" whose first digit is planted wrong, by process and method of revision, at equal FLOPs.
 
-    python -m benchmarks.early_edit [--flops 2e12] [--processes "masked_count;uniform;hybrid(p_uniform=0.2);autoregressive"] [--texts 300]
+    python -m benchmarks.early_edit [--flops 1.5e12] [--processes "masked_count;uniform;hybrid(p_uniform=0.2);autoregressive"] [--texts 300]
 
 a and b have two digits, c has three; 7,000 of the 8,100 sums are trained on, with the loss on c, and others are tested. The first digit of
 c, 0 or 1, is on the canvas, as the other one (`wrong`) or as it should be (`right`), and is not frozen; the rest of c is masked. Methods
@@ -116,7 +116,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = flags(__doc__, "runs/early_edit", 2e12, "masked_count;uniform;hybrid(p_uniform=0.2);autoregressive")
+    parser = flags(__doc__, "runs/early_edit", 1.5e12, "masked_count;uniform;hybrid(p_uniform=0.2);autoregressive")
     parser.add_argument("--texts", type=int, default=300, help="sums of the test, at most 1,100")
     args = parser.parse_args()
     root, rows, (train_N2, test_N2) = pathlib.Path(args.runs), [], sums(7000)

@@ -40,6 +40,7 @@ CASES = {
     "dual": (MASKED, "plain", {"cache": "dual(block=4,every=2)", "rule": "threshold(value=0.3)"}, {}),
     "prompt": (MASKED, "plain", {"cache": "prompt", "guidance": 0.5}, {}),
     "delayed": (MASKED, "plain", {"cache": "delayed(every=3)"}, {}),
+    "ordered": (MASKED, "plain", {"cache": "delayed_greedy(every=2,window=4)", "rule": "random"}, {}),
     "stride": (MASKED, "plain", {}, {"stride": 2, "window": 6}),
     "drafted": (MASKED, "plain", {"draft": "own(depth=2)", "rule": "confidence", "temperature": 0.5}, {}),
     "grown": (MASKED, "plain", {"grow": "daedal(initial=4,window=2,longest=8,add=1)", "end_ids": (0,)}, {}),
@@ -105,7 +106,7 @@ def test_texts_and_counts_are_those_of_one_device(case, mesh):
         programs = compiled(sampler)
         assert programs and seen in (None, programs)
         seen = programs
-        assert case in ("dual", "prompt", "delayed", "grown", "blocks", "causal", "seeded") or set(programs.values()) == {1}
+        assert case in ("dual", "prompt", "delayed", "ordered", "grown", "blocks", "causal", "seeded") or set(programs.values()) == {1}
     assert (alone(case)[0].tokens_BL != alone(case)[1].tokens_BL).any()
 
 

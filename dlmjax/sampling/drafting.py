@@ -62,6 +62,8 @@ class DraftingSampler(Sampler):
 
     def __init__(self, process, bind, settings: SampleSettings, *, self_condition: bool = False, constraint=None, layout: Layout = SINGLE):
         self.draft = make_draft(str(settings.draft))
+        if self.draft.verifies:
+            raise InputError(f"draft {settings.draft} requires an autoregressive run, which verifies the drafts; give draft own here")
         if process.attention.sequential or process.states.dim:
             raise InputError(
                 f"draft {settings.draft} requires tokens and a network that reads the whole canvas, which process {process.name} does "

@@ -24,6 +24,7 @@ from dlmjax.models.layout import SINGLE
 from dlmjax.sampling import BlockSampler, SampleSettings, sampler_for
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.drafters import JointDrafter, MaskedDrafter, Text
+from dlmjax.sampling.drafting import DraftingSampler
 from dlmjax.sampling.trace import record, replay
 from dlmjax.sampling.verdicts import VERDICTS, Mixture, make_verdict
 from dlmjax.sampling.verified import VerifiedSampler
@@ -300,6 +301,7 @@ def test_what_cannot_verify_or_draft_is_refused():
         "conflicts with a stride": lambda: sampler_for(causal, NETWORK, settings, stride=2, drafter=drafter_of(NETWORK)),
         "the blocks of the run have 4 tokens": lambda: sampler_for(seeded, NETWORK, joint),
         "requires a run of seeded blocks": lambda: sampler_for(causal, NETWORK, joint),
+        "give draft own here": lambda: DraftingSampler(Masked(VOCAB, 28), NETWORK.bind, dataclasses.replace(settings, rule="random")),
         "its process is autoregressive": lambda: MaskedDrafter(causal, NETWORK.bind, ()),
         "has no mask": lambda: MaskedDrafter(Uniform(VOCAB, VOCAB - 1), NETWORK.bind, ()),
         "keeps no keys and values": lambda: JointDrafter(seeded, Exact(law(2, 0), True), 4),

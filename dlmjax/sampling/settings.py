@@ -47,7 +47,7 @@ class SampleSettings:
     eos: how far the end of document is held back, one of `ends.HOLD_BACKS` with its values, as in "first(tokens=16)"; None = not.
     grow: how a canvas gets longer while it is filled, one of `daedal.GROWTHS` with its values, as in "daedal(initial=32)"; None = not.
     draft: how several steps are checked by one network call, one of `drafts.DRAFTS` with its values, as in "own(depth=4)"; no change of
-      the text but with accept=ratio and accept=mixture; None = one call or more for each step.
+      the text beyond rounding but with accept=ratio and accept=mixture; None = one call or more for each step.
     end_ids: the ids that `eos` holds back and `grow` reads: the end of document, and those of a tail behind it.
     """
 

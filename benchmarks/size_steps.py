@@ -1,6 +1,6 @@
 """A small network with many calls, or a large one with few? Nats of held-out text by width and rule, against the FLOPs of a decoded token.
 
-    python -m benchmarks.size_steps --data DIR [--widths 32,64,128] [--tokens 2e6] [--windows 32] [--rules ...] [--json FILE]
+    python -m benchmarks.size_steps --data DIR [--widths 32,64,128] [--tokens 1.5e6] [--windows 32] [--rules ...] [--json FILE]
 
 Masked runs of configs/masked.py:tiny (3 layers, rows of 128) of several widths read the same tokens of a prepared corpus in training.
 Nats are those of `dlmjax evaluate --likelihood order:RULE`. A decoded token costs 2 n FLOPs for each call, n parameters of its matrices
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="prepared corpus")
     parser.add_argument("--runs", default="runs/size_steps", metavar="DIR", help="folder of runs; runs in it are not trained again")
     parser.add_argument("--widths", default="32,64,128", help="channels, multiples of 16, with commas")
-    parser.add_argument("--tokens", type=float, default=2e6, help="training tokens of each run")
+    parser.add_argument("--tokens", type=float, default=1.5e6, help="training tokens of each run")
     parser.add_argument("--rules", nargs="+", default=list(RULES), help="rules with a path")
     parser.add_argument("--split", default="valid", help="split of the corpus")
     parser.add_argument("--windows", type=int, default=32, help="held-out texts")

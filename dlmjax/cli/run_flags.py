@@ -158,8 +158,8 @@ def add_rule(command: argparse.ArgumentParser, default: str | None, more: str) -
     """`--rule`: which positions a step reveals; see `sampling.rules`."""
     rules = (
         "random, left_to_right, confidence, margin, entropy, each with (count=, plan=first, dream or doubling), threshold(value=0.9), "
-        "entropy_bound(gamma=0.1), factor, profile, spread, klass, saber, credit, pc, wino, t2t, min_gap(rule=margin,d=2); "
-        "my_module.MyRule: one of your own"
+        "entropy_bound(gamma=0.1), factor, profile, spread, klass, pipeline, saber, credit, pc, wino, t2t, "
+        "min_gap(rule=margin,d=2); my_module.MyRule: one of your own"
     )
     command.add_argument("--rule", default=default, help=f"rule of the positions that a step reveals: {rules}{more} ({default})")
 

@@ -26,7 +26,7 @@ USUAL = ("model", "prompt", "suffix", "max_tokens", "temperature", "top_p", "n",
 NOTHING = {"logprobs": (False,), "best_of": (1,), "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},)}
 MOST_STOPS, LONGEST_STOP = 8, 200
 _KEEPING_RULES = ("random", "left_to_right", "confidence", "margin", "entropy", "threshold", "entropy_bound", "factor", "profile")
-_KEEPING_RULES += ("spread", "klass", "pc")
+_KEEPING_RULES += ("spread", "klass", "pipeline", "pc")
 _KEEPING_METHODS = ("ancestral", "tau_leap", "first_hitting", "predetermined")
 
 

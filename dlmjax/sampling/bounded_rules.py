@@ -184,3 +184,53 @@ class Klass(OnBestOrDrawn):
         planned_BL = next_reveals(view.masked_BL, score_BL, jnp.maximum(now_B - before_B, 1))
         reveal_BL = jnp.where(steady_BL.any(axis=1, keepdims=True), steady_BL, planned_BL)
         return Choice(reveal_BL, memory=(log_p_BLV.astype(jnp.float32), drift_BLH))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline(Rule):
+    """Blocks that begin before those to their left are finished: D2F's states of blocks, on the whole canvas.
+
+    The masked positions of a row are blocks of `block`, from left to right. The next block begins when a share `add` of the last one is
+    revealed. A block whose left neighbour has a share `complete` of its tokens reveals its surest position in each step; every begun block
+    reveals the positions whose largest probability exceeds `value`. The memory is the number of begun blocks.
+    """
+
+    block: int = 32
+    add: float = 0.1
+    complete: float = 0.95
+    value: float = 0.9
+
+    name = "pipeline"
+    source = "D2F, eval_dream.py: its scripts 0.1, 0.95, 0.9, its defaults 0.5, 0.9, 1; block=32"
+
+    def __post_init__(self):
+        if not 1 <= self.block <= 2**20:
+            raise InputError(f"rule pipeline: block is {self.block}; it must be 1 to {2**20} positions")
+        for name in ("add", "complete", "value"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"rule pipeline: {name} is {getattr(self, name)}; it must lie in (0, 1]")
+
+    def begin(self, shape, vocab):
+        return jnp.ones(shape[0], jnp.int32)
+
+    def score(self, view):
+        return view.confidence_BL
+
+    def choose(self, view, memory):
+        """Reveals at least one position: the first unfinished block, left of which all are finished, begins with this step at the latest."""
+        length = view.masked_BL.shape[1]
+        blocks = -(-length // self.block)
+        block_BL = jnp.clip(jnp.cumsum(view.start_masked_BL, axis=1) - 1, 0) // self.block
+        of_block_BLN = (block_BL[..., None] == jnp.arange(blocks)) & view.start_masked_BL[..., None]
+        size_BN = of_block_BLN.sum(axis=1)
+        revealed_BN = (of_block_BLN & ~view.masked_BL[..., None]).sum(axis=1)
+        share_BN = revealed_BN / jnp.maximum(size_BN, 1)
+        last_B = jnp.take_along_axis(share_BN, memory[:, None] - 1, axis=1)[:, 0]
+        begun_B = jnp.minimum(memory + (last_B >= self.add), blocks)
+        begun_BN = jnp.arange(blocks) < begun_B[:, None]
+        forced_BN = begun_BN & jnp.pad(share_BN[:, :-1] >= self.complete, ((0, 0), (1, 0)), constant_values=True)
+        open_BLN = of_block_BLN & view.masked_BL[..., None]
+        rank_BLN = jnp.where(open_BLN, rank(self.score(view), view.masked_BL)[..., None], length)
+        surest_BLN = open_BLN & (rank_BLN == rank_BLN.min(axis=1, keepdims=True)) & forced_BN[:, None]
+        sure_BLN = open_BLN & begun_BN[:, None] & (self.score(view) > self.value)[..., None]
+        return Choice((surest_BLN | sure_BLN).any(axis=-1), memory=begun_B)

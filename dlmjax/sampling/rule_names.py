@@ -5,7 +5,7 @@ from typing import Any
 
 from dlmjax.choices import text_of
 from dlmjax.errors import InputError
-from dlmjax.sampling.bounded_rules import EntropyBound, Factor, Klass, Profile, Spread
+from dlmjax.sampling.bounded_rules import EntropyBound, Factor, Klass, Pipeline, Profile, Spread
 from dlmjax.sampling.by_name import build_own, import_own
 from dlmjax.sampling.other_rules import Credit, Saber, apart
 from dlmjax.sampling.position_rules import Pc
@@ -79,7 +79,7 @@ RULES: dict[str, type[Rule]] = {
     cls.name: cls
     for cls in (
         *(Random, LeftToRight, Confidence, Margin, Entropy),
-        *(Threshold, EntropyBound, Factor, Profile, Spread, Klass),
+        *(Threshold, EntropyBound, Factor, Profile, Spread, Klass, Pipeline),
         *(Saber, Credit, Wino, T2t, MinGap, Pc),
     )
 }

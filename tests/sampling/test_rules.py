@@ -54,6 +54,42 @@ def chosen(text: str, p_BLK, **how) -> np.ndarray:
 # --- by definition ---------------------------------------------------------------------------------------------------------------------
 
 
+def pipelined(rule, confidence_L, masked_L, start_L, begun: int) -> tuple[set[int], int]:
+    """D2F's states of blocks, one block after the other. -> (positions, begun blocks)"""
+    places = np.flatnonzero(start_L)
+    blocks = [list(places[i : i + rule.block]) for i in range(0, len(places), rule.block)]
+    share = [np.mean([not masked_L[i] for i in block]) for block in blocks]
+    if begun < len(blocks) and share[begun - 1] >= rule.add:
+        begun += 1
+    taken = set()
+    for number, block in enumerate(blocks[:begun]):
+        holes = [i for i in block if masked_L[i]]
+        taken |= {i for i in holes if confidence_L[i] > rule.value}
+        if holes and (number == 0 or share[number - 1] >= rule.complete):
+            taken.add(min(holes, key=lambda i: (-confidence_L[i], i)))
+    return taken, begun
+
+
+def test_pipeline_begins_blocks_before_those_before_are_finished():
+    """Row by row from masks to text, under other probabilities at each step; where a row is one block it is the threshold."""
+    rule, rng = make_rule("pipeline(block=3, add=0.3, complete=0.6, value=0.6)"), np.random.default_rng(0)
+    start_BL = np.asarray([[1] * 9, [0, 1] * 4 + [1], [1, 1] + [0] * 7], bool)
+    masked_BL, begun_B, at_once = start_BL, [1, 1, 1], 0
+    choose = jax.jit(lambda p_BLK, masked_BL, memory: rule.choose(view_of(p_BLK, masked_BL, start_BL=start_BL), memory)[::2])
+    memory = rule.begin(start_BL.shape, 3)
+    while masked_BL.any():
+        p_BLK = rng.dirichlet([0.6] * 3, masked_BL.shape)
+        reveal_BL, memory = choose(p_BLK, masked_BL, memory)
+        for row, (p_L, masked_L) in enumerate(zip(p_BLK.max(axis=-1), masked_BL, strict=True)):
+            taken, begun_B[row] = pipelined(rule, p_L, masked_L, start_BL[row], begun_B[row])
+            assert set(np.flatnonzero(reveal_BL[row])) == taken and (taken or not masked_L.any())
+            at_once = max(at_once, len({int(start_BL[row][:i].sum()) // 3 for i in taken}))
+        masked_BL = masked_BL & ~np.asarray(reveal_BL)
+    assert at_once > 1, "no two blocks were under way together"
+    whole = chosen("pipeline(block=9, value=0.6)", p_BLK), chosen("threshold(value=0.6)", p_BLK)
+    np.testing.assert_array_equal(*whole)
+
+
 def longest(score_L, masked_L, passes) -> list[int]:
     """The most positions, best first, of which every beginning passes: one after the other, and at least one."""
     best_first = sorted(np.flatnonzero(masked_L), key=lambda i: (-score_L[i], i))

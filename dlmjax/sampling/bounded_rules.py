@@ -217,7 +217,7 @@ class Pipeline(Rule):
         return view.confidence_BL
 
     def choose(self, view, memory):
-        """Reveals at least one position: the first unfinished block, left of which all are finished, begins with this step at the latest."""
+        """Reveals at least one position: the first unfinished block, all before which are finished, has begun by then."""
         length = view.masked_BL.shape[1]
         blocks = -(-length // self.block)
         block_BL = jnp.clip(jnp.cumsum(view.start_masked_BL, axis=1) - 1, 0) // self.block

@@ -154,6 +154,7 @@ class Run:
             self._compiled[key] = self._make_sampler(how, stride, ends)
         return self._compiled[key]
 
+    @names_arguments()
     def drafter(self, settings: SampleSettings) -> MaskedDrafter | None:
         """The drafter that `settings.draft` names, a run that is opened; None = it names none.
 
@@ -206,6 +207,7 @@ class Run:
             values.setdefault("end_ids", self.end_ids)
         return SampleSettings(**values, suppressed_ids=tuple(sorted(suppressed)))
 
+    @names_arguments()
     def rule_text(self, rule: str) -> str:
         """The text of a rule with the table of the run's corpus where it requires one, see `evaluate.with_table`."""
         return with_table(self, rule)

@@ -27,6 +27,11 @@ class Attention:
     context_size: int | None = None
 
     @property
+    def full(self) -> bool:
+        """Whether each position reads the whole row."""
+        return self == Attention()
+
+    @property
     def sequential(self) -> bool:
         """Whether text is read and made from left to right, by tokens or blocks."""
         return self.causal or self.block_size is not None

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dlmjax.diffusion.declarations import Attention
 from dlmjax.diffusion.process import Process
 from dlmjax.errors import InputError
 from dlmjax.parallel.arrays import device_get, device_put
@@ -38,7 +37,7 @@ def shows_wrong_tokens(process: Process, t: float) -> bool:
 
 def require_spans(process, settings, other: bool) -> None:
     """Raises InputError where a sampler does not keep spans apart. other: whether its network calls have a mask or rows of their own."""
-    if process.attention != Attention():
+    if not process.attention.full:
         raise InputError(f"spans require a network with full attention, which process {process.name} does not declare; write [MASK*12]")
     if other or settings.grow or settings.regex:
         raise InputError("spans conflict with rule wino, draft, grow and regex, which read or match the text as a whole; write [MASK*12]")

@@ -136,7 +136,7 @@ class StepDenoiser:
         """The counts of a call. A denoiser that reads other positions than those of the canvas says how many: `reads_R`, of each row."""
         streams = 2 if self._settings.guidance else 1
         reads_R = getattr(self._denoiser, "reads_R", length if self.shadow_id is None else 2 * length)
-        reads_B = jnp.broadcast_to(reads_R, (streams * rows,)).reshape(streams, rows).sum(axis=0)
+        reads_B = jnp.broadcast_to(reads_R, (streams * rows,)).reshape(streams, rows).sum(axis=0, dtype=jnp.int32)
         extra = 0 if self._guide is None or self._guide.on_vectors else self._guide.passes(length, self._process.vocab)
         return Counts(streams, streams, reads_B, extra)
 

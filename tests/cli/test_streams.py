@@ -73,7 +73,8 @@ def closed_pipe():
 
 
 def test_every_command_is_tried():
-    assert {command.split()[0] for command in WRITES} == COMMANDS.keys()
+    """But `play`, which prints one line and serves until it is stopped: tests/play starts it."""
+    assert {command.split()[0] for command in WRITES} == COMMANDS.keys() - {"play"}
 
 
 def slow_but(*quick):

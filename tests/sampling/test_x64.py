@@ -33,6 +33,7 @@ def test_a_step_hands_on_what_it_was_given(name):
     canvas = canvas_of(process)
     names = ("tokens_BL", "condition_mask_BL", "start_BL", "segments_BL", "positions_BL")
     arrays = {name: getattr(canvas, name) for name in names} | {"seed": np.uint32(1)}
+    arrays["rows_B"] = np.arange(len(canvas.tokens_BL), dtype=np.int32)
     fits = 0
     for way in WAYS if name in ("masked", "uniform", "score(noise=uniform)", "plaid") else ({},):
         try:

@@ -17,10 +17,10 @@ import pytest
 
 SLOWEST = 10
 # A compiled program holds about 1 MB, however small it is. Above these bounds all are freed, after a file and within one.
-FILE_BYTES, TEST_BYTES = 1.3e9, 1.7e9
+FILE_BYTES, TEST_BYTES = 1.2e9, 1.5e9
 # Not all that is held are programs. Where freeing them leaves a process near the bound, it would free them after every test, and every test
 # would compile the same again: before the next freeing memory must grow by so much, or reach this size, and at the least by a quarter.
-GROWTH_BYTES, LARGE_BYTES = 0.4e9, 2.2e9
+GROWTH_BYTES, LARGE_BYTES = 0.3e9, 1.8e9
 COLLECTION = "(imports and collection)"
 
 
